@@ -1,0 +1,50 @@
+//! Compiles the protocol and, with the feature `torch`, the C++ shim.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    protocol()?;
+    if std::env::var_os("CARGO_FEATURE_TORCH").is_some() {
+        #[cfg(feature = "torch")]
+        shim()?;
+    }
+    Ok(())
+}
+
+/// Compiles `proto/` in pure Rust: no protoc on the machine is needed.
+fn protocol() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(["ganglion/v1/ganglion.proto"], ["proto"])?;
+    let out = PathBuf::from(std::env::var("OUT_DIR")?);
+    std::fs::write(
+        out.join("ganglion.v1.descriptors.bin"),
+        prost::Message::encode_to_vec(&descriptors),
+    )?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}
+
+/// Compiles `src/torch/shim.cpp` against the headers of the libtorch that torch-sys found, and
+/// writes where that libtorch lies into the binaries, so that they run without LD_LIBRARY_PATH.
+#[cfg(feature = "torch")]
+fn shim() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
+    let root = Path::new(&lib).parent().ok_or("libtorch has no parent folder")?;
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .opt_level(2)
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .file("src/torch/shim.cpp")
+        .compile("ganglion_shim");
+    println!("cargo:rustc-link-search=native={lib}");
+    // A binary that was copied beside a `lib` folder finds its libtorch there first.
+    println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{lib}");
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Placeholder.
+mod flags;
+pub use flags::Flags;

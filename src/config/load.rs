@@ -1,0 +1,279 @@
+//! From the job file's text and `--set` to a checked [`Job`].
+
+use super::{Job, validate};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// What can be wrong with a job file. Each message says where, what, and what was expected.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file can't be read.
+    #[error("{path}: can't read the job file: {source}")]
+    Read {
+        /// The job file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no TOML, or a key is unknown, missing, or of the wrong type.
+    #[error("{origin}: {detail}")]
+    Syntax {
+        /// The job file.
+        origin: String,
+        /// The parser's account, with line and key.
+        detail: String,
+    },
+    /// A value that can't be.
+    #[error("{origin}: {key} = {value}: expected {expected}")]
+    Value {
+        /// The job file.
+        origin: String,
+        /// `section.key`
+        key: String,
+        /// The value found.
+        value: String,
+        /// What was expected.
+        expected: String,
+    },
+    /// A `--set` that is not `section.key=value`.
+    #[error("--set {text}: expected section.key=value, as in --set train.steps=100")]
+    Override {
+        /// What was typed.
+        text: String,
+    },
+}
+
+/// One `--set section.key=value`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Override {
+    path: Vec<String>,
+    value: toml::Value,
+}
+
+impl FromStr for Override {
+    type Err = ConfigError;
+
+    fn from_str(text: &str) -> Result<Self, ConfigError> {
+        let wrong = || ConfigError::Override {
+            text: text.to_owned(),
+        };
+        let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+        let path: Vec<String> = key.trim().split('.').map(str::to_owned).collect();
+        if path.len() < 2 || path.iter().any(String::is_empty) {
+            return Err(wrong());
+        }
+        // What is no TOML value is taken as a string, so that no quotes are needed in a shell.
+        let value = value.trim();
+        let value = toml::from_str::<toml::Table>(&format!("value = {value}"))
+            .ok()
+            .and_then(|mut table| table.remove("value"))
+            .unwrap_or_else(|| toml::Value::String(value.to_owned()));
+        Ok(Self { path, value })
+    }
+}
+
+/// Reads, overrides and checks a job file. Relative paths in it start at its own folder, those in
+/// `overrides` at the current one.
+///
+/// # Errors
+/// [`ConfigError`], whose message is meant for the person who wrote the file.
+pub fn load(path: &Path, overrides: &[Override]) -> Result<Job, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    parse(&text, &path.display().to_string(), folder, overrides)
+}
+
+/// [`load`] for text that is already there; `origin` names it in messages.
+///
+/// # Errors
+/// As [`load`].
+pub fn parse(
+    text: &str,
+    origin: &str,
+    folder: &Path,
+    overrides: &[Override],
+) -> Result<Job, ConfigError> {
+    let syntax = |detail: String| ConfigError::Syntax {
+        origin: origin.to_owned(),
+        detail,
+    };
+    let mut table: toml::Table =
+        toml::from_str(text).map_err(|error| syntax(error.to_string().trim_end().to_owned()))?;
+    root_path(&mut table, "uri", folder);
+    root_path(&mut table, "cache", folder);
+    for change in overrides {
+        change.apply(&mut table).map_err(syntax)?;
+    }
+    let job: Job = serde_path_to_error::deserialize(table).map_err(|error| {
+        let path = error.path().to_string();
+        let reason = error.into_inner().to_string();
+        let reason = reason.trim_end();
+        if path == "." {
+            syntax(reason.to_owned())
+        } else {
+            syntax(format!("{path}: {reason}"))
+        }
+    })?;
+    validate::check(&job).map_err(|fault| ConfigError::Value {
+        origin: origin.to_owned(),
+        key: fault.key.to_owned(),
+        value: fault.value,
+        expected: fault.expected,
+    })?;
+    Ok(job)
+}
+
+impl Override {
+    fn apply(&self, table: &mut toml::Table) -> Result<(), String> {
+        let Some((last, sections)) = self.path.split_last() else {
+            return Ok(());
+        };
+        let mut place = table;
+        for section in sections {
+            place = place
+                .entry(section.clone())
+                .or_insert_with(|| toml::Value::Table(toml::Table::new()))
+                .as_table_mut()
+                .ok_or_else(|| format!("--set {}: {section} is no table", self.path.join(".")))?;
+        }
+        // `steps` and `epochs` exclude each other: what is set last stands.
+        if self.path[0] == "train" && (last == "steps" || last == "epochs") {
+            place.remove("steps");
+            place.remove("epochs");
+        }
+        place.insert(last.clone(), self.value.clone());
+        Ok(())
+    }
+}
+
+fn root_path(table: &mut toml::Table, key: &str, folder: &Path) {
+    if let Some(toml::Value::String(path)) = table
+        .get_mut("data")
+        .and_then(toml::Value::as_table_mut)
+        .and_then(|data| data.get_mut(key))
+    {
+        let plain = path.strip_prefix("file://").unwrap_or(path);
+        if !plain.contains("://") && Path::new(plain).is_relative() {
+            *path = folder.join(plain).display().to_string();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const JOB: &str = "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\nsteps = 3\n";
+
+    fn read(text: &str, sets: &[&str]) -> Result<Job, String> {
+        let overrides: Vec<Override> = sets.iter().map(|s| s.parse().unwrap()).collect();
+        parse(text, "job.toml", Path::new("/jobs"), &overrides).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn defaults_fill_what_is_not_said() {
+        let job = read(JOB, &[]).unwrap();
+        assert_eq!((job.train.replicas, job.train.batch), (8, 16));
+        assert_eq!(job.data.uri, "/jobs/d");
+        assert_eq!(job.deadlines.heartbeat, Duration::from_secs(10));
+        assert_eq!(job.max_workers(), 8);
+    }
+
+    #[test]
+    fn a_job_written_out_reads_back_the_same() {
+        let job = read(JOB, &["optimizer.generator.beta1=0.1", "deadlines.form=90s"]).unwrap();
+        let text = toml::to_string(&job).unwrap();
+        assert_eq!(read(&text, &[]).unwrap(), job);
+    }
+
+    #[test]
+    fn overrides_win_and_need_no_quotes() {
+        let job = read(
+            JOB,
+            &[
+                "train.epochs=2",
+                "train.update=simultaneous",
+                "data.uri=here",
+            ],
+        )
+        .unwrap();
+        assert_eq!((job.train.steps, job.train.epochs), (None, Some(2)));
+        assert_eq!(job.train.update, super::super::Update::Simultaneous);
+        assert_eq!(job.data.uri, "here");
+    }
+
+    #[test]
+    fn messages_name_file_key_and_expectation() {
+        let cases: &[(&str, &[&str], &[&str])] = &[
+            ("[job", &[], &["job.toml", "line 1"]),
+            (JOB, &["train.bach=3"], &["job.toml", "bach", "batch"]),
+            (JOB, &["train.batch=lots"], &["train.batch", "lots"]),
+            (JOB, &["train.batch=0"], &["train.batch = 0", "expected"]),
+            (JOB, &["train.objective=hing"], &["train.objective", "non-saturating"]),
+            (JOB, &["model.image_size=48"], &["model.image_size = 48", "64"]),
+            (JOB, &["model.channels=2"], &["model.channels = 2", "1", "3"]),
+            (JOB, &["workers.min=9"], &["workers.min = 9", "train.replicas"]),
+            (JOB, &["deadlines.join=soon"], &["deadlines.join", "30s"]),
+            (JOB, &["optimizer.beta1=1.0"], &["optimizer.beta1", "below 1"]),
+            (JOB, &["optimizer.generator.beta2=-1"], &["optimizer.generator.beta2"]),
+            (JOB, &["job.name=a/b"], &["job.name", "letters"]),
+            ("[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\n", &[], &["train.steps", "train.epochs"]),
+            ("[job]\nname = \"j\"\n[train]\nsteps = 1\n", &[], &["missing field `data`"]),
+        ];
+        for (text, sets, needles) in cases {
+            let message = read(text, sets).expect_err(&format!("{sets:?} must be refused"));
+            for needle in *needles {
+                assert!(message.contains(needle), "{sets:?}: {message:?} lacks {needle:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_override_needs_a_section_and_a_value() {
+        for text in ["steps=3", "train.steps", "train.=3", ""] {
+            assert!(text.parse::<Override>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn the_state_depends_on_what_it_should() {
+        let base = read(JOB, &[]).unwrap().state_keys();
+        for free in [
+            "train.steps=9",
+            "workers.max=3",
+            "checkpoint.every_steps=7",
+            "deadlines.form=1s",
+            "job.name=other",
+            "data.uri=elsewhere",
+        ] {
+            assert_eq!(read(JOB, &[free]).unwrap().state_keys(), base, "{free}");
+        }
+        for bound in [
+            "job.seed=1",
+            "data.fit=pad",
+            "data.shard_samples=7",
+            "model.latent=7",
+            "train.objective=minimax",
+            "train.update=simultaneous",
+            "train.replicas=4",
+            "train.batch=4",
+            "train.ema_decay=0.5",
+            "optimizer.learning_rate=0.1",
+            "optimizer.generator.beta1=0.1",
+            "workers.threads=2",
+        ] {
+            assert_ne!(read(JOB, &[bound]).unwrap().state_keys(), base, "{bound}");
+        }
+        // Said for all or said for each, the same settings are the same job.
+        assert_eq!(
+            read(JOB, &["optimizer.beta1=0.2"]).unwrap().state_keys(),
+            read(JOB, &["optimizer.generator.beta1=0.2", "optimizer.discriminator.beta1=0.2"])
+                .unwrap()
+                .state_keys()
+        );
+    }
+}

@@ -1,0 +1,226 @@
+//! What a job file may say, beyond its types.
+
+use super::{Adam, Job};
+
+/// One impossible value.
+pub(super) struct Fault {
+    pub(super) key: &'static str,
+    pub(super) value: String,
+    pub(super) expected: String,
+}
+
+fn require(
+    holds: bool,
+    key: &'static str,
+    value: impl ToString,
+    expected: impl Into<String>,
+) -> Result<(), Fault> {
+    if holds {
+        Ok(())
+    } else {
+        Err(Fault {
+            key,
+            value: value.to_string(),
+            expected: expected.into(),
+        })
+    }
+}
+
+/// Refuses the first impossible value.
+pub(super) fn check(job: &Job) -> Result<(), Fault> {
+    let name = &job.job.name;
+    let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    require(
+        (1..=63).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.'),
+        "job.name",
+        format!("{name:?}"),
+        "1 to 63 letters, digits, '.', '_' or '-', not starting with '.'",
+    )?;
+    data(job)?;
+    model(job)?;
+    train(job)?;
+    optimizer(job)?;
+    workers(job)?;
+    require(
+        job.checkpoint.keep_last >= 1,
+        "checkpoint.keep_last",
+        job.checkpoint.keep_last,
+        "at least 1: the newest checkpoint is what a job resumes from",
+    )?;
+    require(
+        (1..=64).contains(&job.sample.grid),
+        "sample.grid",
+        job.sample.grid,
+        "1 to 64 images along a side",
+    )?;
+    deadlines(job)
+}
+
+fn data(job: &Job) -> Result<(), Fault> {
+    let uri = &job.data.uri;
+    require(!uri.is_empty(), "data.uri", "\"\"", "a path")?;
+    require(
+        uri.starts_with("file://") || !uri.contains("://"),
+        "data.uri",
+        format!("{uri:?}"),
+        "a path on this machine (or file://…)",
+    )?;
+    require(
+        (1..=1 << 24).contains(&job.data.shard_samples),
+        "data.shard_samples",
+        job.data.shard_samples,
+        "1 to 16777216",
+    )
+}
+
+fn model(job: &Job) -> Result<(), Fault> {
+    let model = &job.model;
+    require(
+        [32, 64, 128, 256].contains(&model.image_size),
+        "model.image_size",
+        model.image_size,
+        "32, 64, 128 or 256",
+    )?;
+    require(
+        [1, 3].contains(&model.channels),
+        "model.channels",
+        model.channels,
+        "1 (grey) or 3 (RGB)",
+    )?;
+    for (key, value) in [
+        ("model.latent", model.latent),
+        ("model.generator_width", model.generator_width),
+        ("model.discriminator_width", model.discriminator_width),
+    ] {
+        require((1..=4096).contains(&value), key, value, "1 to 4096")?;
+    }
+    Ok(())
+}
+
+fn train(job: &Job) -> Result<(), Fault> {
+    let train = &job.train;
+    require(
+        (1..=65_536).contains(&train.replicas),
+        "train.replicas",
+        train.replicas,
+        "1 to 65536",
+    )?;
+    require(
+        (1..=65_536).contains(&train.batch),
+        "train.batch",
+        train.batch,
+        "1 to 65536",
+    )?;
+    match (train.steps, train.epochs) {
+        (Some(0), _) => require(false, "train.steps", 0, "at least 1"),
+        (_, Some(0)) => require(false, "train.epochs", 0, "at least 1"),
+        (Some(_), Some(_)) => require(
+            false,
+            "train.epochs",
+            "given beside train.steps",
+            "only one of train.steps and train.epochs",
+        ),
+        (None, None) => require(
+            false,
+            "train.steps",
+            "missing",
+            "the length of the job: train.steps or train.epochs",
+        ),
+        _ => Ok(()),
+    }?;
+    require(
+        (0.0..1.0).contains(&train.ema_decay),
+        "train.ema_decay",
+        train.ema_decay,
+        "0 (off) up to, but below 1",
+    )
+}
+
+fn optimizer(job: &Job) -> Result<(), Fault> {
+    let shared = Adam {
+        learning_rate: job.optimizer.learning_rate,
+        beta1: job.optimizer.beta1,
+        beta2: job.optimizer.beta2,
+        epsilon: job.optimizer.epsilon,
+    };
+    adam(shared, &["optimizer.learning_rate", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"])?;
+    adam(
+        job.optimizer.generator(),
+        &[
+            "optimizer.generator.learning_rate",
+            "optimizer.generator.beta1",
+            "optimizer.generator.beta2",
+            "optimizer.generator.epsilon",
+        ],
+    )?;
+    adam(
+        job.optimizer.discriminator(),
+        &[
+            "optimizer.discriminator.learning_rate",
+            "optimizer.discriminator.beta1",
+            "optimizer.discriminator.beta2",
+            "optimizer.discriminator.epsilon",
+        ],
+    )
+}
+
+fn adam(adam: Adam, keys: &[&'static str; 4]) -> Result<(), Fault> {
+    require(
+        adam.learning_rate.is_finite() && adam.learning_rate > 0.0,
+        keys[0],
+        adam.learning_rate,
+        "a finite number above 0",
+    )?;
+    for (key, beta) in [(keys[1], adam.beta1), (keys[2], adam.beta2)] {
+        require((0.0..1.0).contains(&beta), key, beta, "0 up to, but below 1")?;
+    }
+    require(
+        adam.epsilon.is_finite() && adam.epsilon > 0.0,
+        keys[3],
+        adam.epsilon,
+        "a finite number above 0",
+    )
+}
+
+fn workers(job: &Job) -> Result<(), Fault> {
+    let workers = &job.workers;
+    require(
+        workers.min >= 1 && workers.min <= job.train.replicas,
+        "workers.min",
+        workers.min,
+        format!("1 to train.replicas ({})", job.train.replicas),
+    )?;
+    require(
+        workers.max == 0 || workers.max >= workers.min,
+        "workers.max",
+        workers.max,
+        format!("0 (train.replicas) or at least workers.min ({})", workers.min),
+    )?;
+    require(
+        (1..=1024).contains(&workers.threads),
+        "workers.threads",
+        workers.threads,
+        "1 to 1024",
+    )
+}
+
+fn deadlines(job: &Job) -> Result<(), Fault> {
+    let deadlines = &job.deadlines;
+    for (key, value) in [
+        ("deadlines.join", deadlines.join),
+        ("deadlines.heartbeat", deadlines.heartbeat),
+        ("deadlines.form", deadlines.form),
+        ("deadlines.collective", deadlines.collective),
+        ("deadlines.coordinator", deadlines.coordinator),
+        ("deadlines.data", deadlines.data),
+        ("deadlines.checkpoint", deadlines.checkpoint),
+    ] {
+        require(
+            value.as_millis() >= 100 && value.as_secs() <= 7 * 24 * 3600,
+            key,
+            humantime::format_duration(value),
+            "100ms to 7 days",
+        )?;
+    }
+    Ok(())
+}

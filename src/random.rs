@@ -114,7 +114,7 @@ mod tests {
     fn a_stream_is_fixed_for_ever() {
         let mut stream = Key::new(Domain::Epoch, &[7, 0]).stream();
         let draws: Vec<u64> = (0..5).map(|_| stream.below(1000)).collect();
-        assert_eq!(draws, [0; 5], "golden values");
+        assert_eq!(draws, [140, 321, 611, 509, 984]);
     }
 
     #[test]

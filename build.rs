@@ -31,7 +31,9 @@ fn protocol() -> Result<(), Box<dyn Error>> {
 fn shim() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=src/torch/shim.cpp");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
-    let root = Path::new(&lib).parent().ok_or("libtorch has no parent folder")?;
+    let root = Path::new(&lib)
+        .parent()
+        .ok_or("libtorch has no parent folder")?;
     cc::Build::new()
         .cpp(true)
         .std("c++17")

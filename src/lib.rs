@@ -7,13 +7,14 @@ pub mod coordinator;
 pub mod data;
 pub mod ids;
 pub mod membership;
+pub mod model;
 #[cfg(feature = "torch")]
 pub mod objective;
-pub mod model;
 pub mod plan;
 pub mod random;
 pub mod sample;
 pub mod session;
+pub mod signals;
 pub mod telemetry;
 #[cfg(feature = "torch")]
 pub mod torch;

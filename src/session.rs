@@ -293,7 +293,13 @@ impl Session {
                 self.collective_failed(generation, step, reason, now, &mut actions);
             }
             (Event::Failed(reason), Phase::Forming(generation) | Phase::Training(generation)) => {
-                self.finish(generation, Step(0), Finish::Failed(reason), now, &mut actions);
+                self.finish(
+                    generation,
+                    Step(0),
+                    Finish::Failed(reason),
+                    now,
+                    &mut actions,
+                );
             }
             (Event::Failed(reason), _) => {
                 let none = Generation(0);
@@ -360,7 +366,11 @@ impl Session {
             self.exit(Exit::Failed(reason), actions);
             return;
         }
-        actions.push(Action::SayCollectiveFailed(generation, step, reason.clone()));
+        actions.push(Action::SayCollectiveFailed(
+            generation,
+            step,
+            reason.clone(),
+        ));
         self.phase = Phase::Rejoining { since: now, reason };
     }
 

@@ -185,7 +185,11 @@ mod tests {
 
     #[test]
     fn a_job_written_out_reads_back_the_same() {
-        let job = read(JOB, &["optimizer.generator.beta1=0.1", "deadlines.form=90s"]).unwrap();
+        let job = read(
+            JOB,
+            &["optimizer.generator.beta1=0.1", "deadlines.form=90s"],
+        )
+        .unwrap();
         let text = toml::to_string(&job).unwrap();
         assert_eq!(read(&text, &[]).unwrap(), job);
     }
@@ -213,21 +217,56 @@ mod tests {
             (JOB, &["train.bach=3"], &["job.toml", "bach", "batch"]),
             (JOB, &["train.batch=lots"], &["train.batch", "lots"]),
             (JOB, &["train.batch=0"], &["train.batch = 0", "expected"]),
-            (JOB, &["train.objective=hing"], &["train.objective", "non-saturating"]),
-            (JOB, &["model.image_size=48"], &["model.image_size = 48", "64"]),
-            (JOB, &["model.channels=2"], &["model.channels = 2", "1", "3"]),
-            (JOB, &["workers.min=9"], &["workers.min = 9", "train.replicas"]),
+            (
+                JOB,
+                &["train.objective=hing"],
+                &["train.objective", "non-saturating"],
+            ),
+            (
+                JOB,
+                &["model.image_size=48"],
+                &["model.image_size = 48", "64"],
+            ),
+            (
+                JOB,
+                &["model.channels=2"],
+                &["model.channels = 2", "1", "3"],
+            ),
+            (
+                JOB,
+                &["workers.min=9"],
+                &["workers.min = 9", "train.replicas"],
+            ),
             (JOB, &["deadlines.join=soon"], &["deadlines.join", "30s"]),
-            (JOB, &["optimizer.beta1=1.0"], &["optimizer.beta1", "below 1"]),
-            (JOB, &["optimizer.generator.beta2=-1"], &["optimizer.generator.beta2"]),
+            (
+                JOB,
+                &["optimizer.beta1=1.0"],
+                &["optimizer.beta1", "below 1"],
+            ),
+            (
+                JOB,
+                &["optimizer.generator.beta2=-1"],
+                &["optimizer.generator.beta2"],
+            ),
             (JOB, &["job.name=a/b"], &["job.name", "letters"]),
-            ("[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\n", &[], &["train.steps", "train.epochs"]),
-            ("[job]\nname = \"j\"\n[train]\nsteps = 1\n", &[], &["missing field `data`"]),
+            (
+                "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\n",
+                &[],
+                &["train.steps", "train.epochs"],
+            ),
+            (
+                "[job]\nname = \"j\"\n[train]\nsteps = 1\n",
+                &[],
+                &["missing field `data`"],
+            ),
         ];
         for (text, sets, needles) in cases {
             let message = read(text, sets).expect_err(&format!("{sets:?} must be refused"));
             for needle in *needles {
-                assert!(message.contains(needle), "{sets:?}: {message:?} lacks {needle:?}");
+                assert!(
+                    message.contains(needle),
+                    "{sets:?}: {message:?} lacks {needle:?}"
+                );
             }
         }
     }
@@ -271,9 +310,15 @@ mod tests {
         // Said for all or said for each, the same settings are the same job.
         assert_eq!(
             read(JOB, &["optimizer.beta1=0.2"]).unwrap().state_keys(),
-            read(JOB, &["optimizer.generator.beta1=0.2", "optimizer.discriminator.beta1=0.2"])
-                .unwrap()
-                .state_keys()
+            read(
+                JOB,
+                &[
+                    "optimizer.generator.beta1=0.2",
+                    "optimizer.discriminator.beta1=0.2"
+                ]
+            )
+            .unwrap()
+            .state_keys()
         );
     }
 }

@@ -143,7 +143,15 @@ fn optimizer(job: &Job) -> Result<(), Fault> {
         beta2: job.optimizer.beta2,
         epsilon: job.optimizer.epsilon,
     };
-    adam(shared, &["optimizer.learning_rate", "optimizer.beta1", "optimizer.beta2", "optimizer.epsilon"])?;
+    adam(
+        shared,
+        &[
+            "optimizer.learning_rate",
+            "optimizer.beta1",
+            "optimizer.beta2",
+            "optimizer.epsilon",
+        ],
+    )?;
     adam(
         job.optimizer.generator(),
         &[
@@ -172,7 +180,12 @@ fn adam(adam: Adam, keys: &[&'static str; 4]) -> Result<(), Fault> {
         "a finite number above 0",
     )?;
     for (key, beta) in [(keys[1], adam.beta1), (keys[2], adam.beta2)] {
-        require((0.0..1.0).contains(&beta), key, beta, "0 up to, but below 1")?;
+        require(
+            (0.0..1.0).contains(&beta),
+            key,
+            beta,
+            "0 up to, but below 1",
+        )?;
     }
     require(
         adam.epsilon.is_finite() && adam.epsilon > 0.0,
@@ -194,7 +207,10 @@ fn workers(job: &Job) -> Result<(), Fault> {
         workers.max == 0 || workers.max >= workers.min,
         "workers.max",
         workers.max,
-        format!("0 (train.replicas) or at least workers.min ({})", workers.min),
+        format!(
+            "0 (train.replicas) or at least workers.min ({})",
+            workers.min
+        ),
     )?;
     require(
         (1..=1024).contains(&workers.threads),

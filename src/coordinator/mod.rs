@@ -1,1 +1,491 @@
-//! Placeholder.
+//! Owns a job: its run directory, its membership, its ledger.
+//!
+//! [`Coordinator::open`] checks everything that can be checked before a worker is bothered: the
+//! data, the plan, the ledger, the newest checkpoint. [`Coordinator::serve`] then drives the
+//! machine of [`crate::membership`] until the job is over. Computes nothing, and knows no tensors.
+
+pub mod cli;
+mod driver;
+pub mod ledger;
+mod local;
+mod service;
+mod status;
+mod wire;
+
+pub use driver::DriverError;
+pub use status::{json as status_json, text as status_text};
+
+use crate::checkpoint::{self, CheckpointError, Manifest, Store};
+use crate::config::Job;
+use crate::data::{DataError, Dataset};
+use crate::ids::{Epoch, Step};
+use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Rules, Source};
+use crate::plan::{Plan, PlanError};
+use crate::proto;
+use crate::proto::coordinator_server::CoordinatorServer;
+use crate::telemetry::{RecordLog, RecordsError};
+use driver::{Driver, Input, Reached, Secrets};
+use ledger::{JobRecord, Ledger, LedgerError};
+use service::Service;
+use status::{Identity, Progress};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+
+/// For workers to take their last message before the server ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What can go wrong before or while a job is served.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The data can't be read.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// The data doesn't fill one global batch.
+    #[error("data.uri = {uri}: {source}")]
+    Plan {
+        /// The data.
+        uri: String,
+        /// What is missing.
+        source: PlanError,
+    },
+    /// The run directory's ledger can't be used.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// A checkpoint can't be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// `metrics.jsonl` can't be used.
+    #[error(transparent)]
+    Records(#[from] RecordsError),
+    /// There is a job already.
+    #[error(
+        "{run_dir}: the run directory holds job {name:?} already; \
+         pass --resume to go on with it, or --run-dir for another place"
+    )]
+    Occupied {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// Its job.
+        name: String,
+    },
+    /// The run directory's job is another one.
+    #[error("{run_dir}: can't resume, for the state depends on what differs: {differences}")]
+    OtherJob {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// Each key with both values.
+        differences: String,
+    },
+    /// The job file's length lies behind what is done.
+    #[error(
+        "train.steps = {wanted}: the run directory's newest checkpoint is of step {have}; \
+         expected at least that"
+    )]
+    Behind {
+        /// Steps of the job file.
+        wanted: u64,
+        /// Step of the checkpoint.
+        have: Step,
+    },
+    /// The driver ended.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The server ended.
+    #[error("the gRPC server on {address} failed: {source}")]
+    Server {
+        /// Where it listened.
+        address: String,
+        /// Why.
+        source: tonic::transport::Error,
+    },
+    /// A thread can't be started, or the like.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+impl CoordinatorError {
+    /// Whether the job file, the data or the command is wrong: trying again won't help.
+    pub fn is_users(&self) -> bool {
+        matches!(
+            self,
+            CoordinatorError::Data(_)
+                | CoordinatorError::Plan { .. }
+                | CoordinatorError::Occupied { .. }
+                | CoordinatorError::OtherJob { .. }
+                | CoordinatorError::Behind { .. }
+        )
+    }
+}
+
+/// What a coordinator is asked to do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The job.
+    pub job: Job,
+    /// Where its files go.
+    pub run_dir: PathBuf,
+    /// Go on with what the run directory holds.
+    pub resume: bool,
+    /// The job starts when this many workers are ready.
+    pub expected: u32,
+}
+
+/// A job that is ready to be served.
+pub struct Coordinator {
+    options: Options,
+    plan: Plan,
+    data_digest: String,
+    ledger: Ledger,
+    records: RecordLog,
+    record: JobRecord,
+    source: Source,
+    total_steps: u64,
+}
+
+/// The data of a job and who reads it when: what `check`, `plan` and `run` begin with.
+pub(crate) struct Foundations {
+    pub(crate) dataset: Dataset,
+    pub(crate) plan: Plan,
+}
+
+impl Foundations {
+    pub(crate) fn lay(job: &Job) -> Result<Self, CoordinatorError> {
+        let mut said = 0;
+        let dataset = Dataset::open(job, &mut |done, total| {
+            let tenth = 10 * done / total.max(1);
+            if tenth > said {
+                said = tenth;
+                tracing::info!("packing the data: {done} of {total} images");
+            }
+        })?;
+        let (replicas, batch) = (job.train.replicas, job.train.batch);
+        let plan = Plan::new(&dataset.shard_sizes(), job.job.seed, replicas, batch);
+        let plan = plan.map_err(|source| CoordinatorError::Plan {
+            uri: job.data.uri.clone(),
+            source,
+        })?;
+        Ok(Self { dataset, plan })
+    }
+}
+
+impl Coordinator {
+    /// Reads the data, takes the run directory, and finds where to go on.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]; [`CoordinatorError::is_users`] tells whose fault it is.
+    pub fn open(options: Options) -> Result<Self, CoordinatorError> {
+        let job = &options.job;
+        let Foundations { dataset, plan } = Foundations::lay(job)?;
+        let data_digest = dataset.digest().to_owned();
+        let total_steps = job.total_steps(plan.steps_per_epoch());
+        let run_dir = &options.run_dir;
+        let mut ledger = Ledger::open(run_dir)?;
+        let (record, source) = match ledger.job()? {
+            None => {
+                let record = JobRecord {
+                    job_id: random_id().map_err(DriverError::from)?,
+                    name: job.job.name.clone(),
+                    state_keys: job.state_keys(),
+                    data_digest: data_digest.clone(),
+                    started_unix_seconds: driver::unix_seconds(),
+                };
+                ledger.begin(&record, dataset.manifest())?;
+                (record, Source::Fresh)
+            }
+            Some(record) if !options.resume => {
+                return Err(CoordinatorError::Occupied {
+                    run_dir: run_dir.clone(),
+                    name: record.name,
+                });
+            }
+            Some(record) => {
+                same_job(&options, &record, &data_digest)?;
+                let source = newest_checkpoint(&options, &record)?;
+                (record, source)
+            }
+        };
+        let step = source.step();
+        if step.0 > total_steps {
+            return Err(CoordinatorError::Behind {
+                wanted: total_steps,
+                have: step,
+            });
+        }
+        ledger.rewind(step)?;
+        let records = RecordLog::open(&run_dir.join("metrics.jsonl"), step)?;
+        Ok(Self {
+            plan,
+            data_digest,
+            ledger,
+            records,
+            record,
+            source,
+            total_steps,
+            options,
+        })
+    }
+
+    /// The step to go on from.
+    pub fn start(&self) -> Step {
+        self.source.step()
+    }
+
+    /// The step to end at.
+    pub fn total_steps(&self) -> u64 {
+        self.total_steps
+    }
+
+    /// A view on the job's progress, and the means to stop it, before it is served.
+    fn channel(&self) -> (watch::Sender<Progress>, watch::Receiver<Progress>) {
+        watch::channel(Progress::default())
+    }
+
+    /// Serves the job on `listener` until it is over. A value from `stop` ends it in good order,
+    /// with a checkpoint.
+    ///
+    /// # Errors
+    /// [`CoordinatorError`]
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends the server; the driver's thread then stops the job and ends.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = String> + Send + 'static,
+    ) -> Result<Outcome, CoordinatorError> {
+        let (shown, progress) = self.channel();
+        self.serve_shown(listener, stop, shown, progress).await
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is where the machine's clock starts"
+    )]
+    async fn serve_shown(
+        self,
+        listener: TcpListener,
+        stop: impl Future<Output = String> + Send + 'static,
+        shown: watch::Sender<Progress>,
+        progress: watch::Receiver<Progress>,
+    ) -> Result<Outcome, CoordinatorError> {
+        let address = listener
+            .local_addr()
+            .map_or_else(|_| "?".to_owned(), |address| address.to_string());
+        if self.source.step().0 >= self.total_steps {
+            return Ok(Outcome::Complete(self.source.step()));
+        }
+        let identity = self.identity();
+        let (inbox, events) = std::sync::mpsc::channel();
+        let driver = self.driver(Instant::now(), shown)?;
+        let (ended, outcome) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new()
+            .name("driver".to_owned())
+            .spawn(move || ended.send(driver.run(&events)))
+            .map_err(|source| CoordinatorError::Io {
+                what: "can't start the driver's thread".to_owned(),
+                source,
+            })?;
+        let stopper = inbox.clone();
+        let stop = tokio::spawn(async move {
+            let reason = stop.await;
+            let _ = stopper.send(Input::Said(Event::Stop(reason), Vec::new()));
+        });
+        let service = Service {
+            inbox,
+            progress,
+            identity,
+            next_worker: AtomicU64::new(1),
+        };
+        let (end, server) = server(service, listener, address.clone()).await;
+        let outcome = outcome.await.map_err(|_| CoordinatorError::Io {
+            what: "the driver's thread died".to_owned(),
+            source: std::io::Error::other("it panicked; see the log"),
+        });
+        stop.abort();
+        // Workers take their last word; those that don't are cut off.
+        let _ = end.send(());
+        match tokio::time::timeout(FAREWELL, server).await {
+            Ok(Ok(Err(source))) => return Err(CoordinatorError::Server { address, source }),
+            Ok(_) => {}
+            Err(_) => tracing::warn!("some connections did not end in time and were cut"),
+        }
+        Ok(outcome??)
+    }
+
+    fn identity(&self) -> Identity {
+        Identity {
+            job: self.options.job.job.name.clone(),
+            job_id: self.record.job_id.clone(),
+            total_steps: self.total_steps,
+            steps_per_epoch: self.plan.steps_per_epoch(),
+        }
+    }
+
+    fn driver(
+        self,
+        origin: Instant,
+        progress: watch::Sender<Progress>,
+    ) -> Result<Driver, CoordinatorError> {
+        let job = &self.options.job;
+        let deadlines = job.deadlines;
+        let rules = Rules {
+            expected: self.options.expected,
+            max: self.options.expected.max(job.max_workers()),
+            replicas: job.train.replicas,
+            total_steps: self.total_steps,
+            steps_per_epoch: self.plan.steps_per_epoch(),
+            data_digest: self.data_digest.clone(),
+            join: deadlines.join,
+            heartbeat: deadlines.heartbeat,
+            form: deadlines.form,
+            finish: deadlines.collective + deadlines.checkpoint,
+        };
+        let generation = self.ledger.newest_generation()?;
+        let run_dir = std::path::absolute(&self.options.run_dir)
+            .unwrap_or_else(|_| self.options.run_dir.clone());
+        let job_text = toml::to_string(job).unwrap_or_default();
+        let welcome = proto::Welcome {
+            worker: 0,
+            job_id: self.record.job_id.clone(),
+            job: job_text,
+            run_dir: run_dir.display().to_string(),
+            heartbeat_seconds: deadlines.heartbeat.as_secs_f64() / 4.0,
+        };
+        Ok(Driver {
+            machine: Membership::new(rules, generation, self.source, Duration::ZERO),
+            batch: job.train.batch,
+            samples_per_step: job.global_batch(),
+            seconds_before: self.records.last_time().unwrap_or(0.0),
+            ledger: self.ledger,
+            records: self.records,
+            plan: self.plan,
+            total_steps: self.total_steps,
+            welcome,
+            origin,
+            progress,
+            secrets: Secrets::new().map_err(DriverError::from)?,
+            sessions: HashMap::new(),
+            reached: Reached::default(),
+            history_grew: true,
+        })
+    }
+}
+
+type ServerTask = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
+
+/// Starts the gRPC server: sessions, health and reflection.
+async fn server(
+    service: Service,
+    listener: TcpListener,
+    address: String,
+) -> (tokio::sync::oneshot::Sender<()>, ServerTask) {
+    let (end, ended) = tokio::sync::oneshot::channel();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<CoordinatorServer<Service>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
+        .build_v1();
+    let mut builder = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(5)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+    let router = builder
+        .add_service(CoordinatorServer::new(service))
+        .add_service(health_service)
+        .add_optional_service(
+            reflection
+                .inspect_err(|error| tracing::warn!("no gRPC reflection: {error}"))
+                .ok(),
+        );
+    tracing::info!("listening on {address}");
+    let incoming = TcpListenerStream::new(listener);
+    let task = tokio::spawn(async move {
+        router
+            .serve_with_incoming_shutdown(incoming, async {
+                let _ = ended.await;
+            })
+            .await
+    });
+    (end, task)
+}
+
+fn random_id() -> Result<String, getrandom::Error> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)?;
+    Ok(format!("{:016x}", u64::from_le_bytes(bytes)))
+}
+
+/// Refuses to go on with a job whose state would depend on something else.
+fn same_job(
+    options: &Options,
+    record: &JobRecord,
+    data_digest: &str,
+) -> Result<(), CoordinatorError> {
+    let wanted = options.job.state_keys();
+    let keys: std::collections::BTreeSet<&String> =
+        wanted.keys().chain(record.state_keys.keys()).collect();
+    let text = |value: Option<&serde_json::Value>| {
+        value.map_or_else(|| "absent".to_owned(), ToString::to_string)
+    };
+    let mut differences: Vec<String> = keys
+        .into_iter()
+        .filter(|key| wanted.get(*key) != record.state_keys.get(*key))
+        .map(|key| {
+            let (now, then) = (text(wanted.get(key)), text(record.state_keys.get(key)));
+            format!("{key} is {now}, was {then}")
+        })
+        .collect();
+    if data_digest != record.data_digest {
+        let then = &record.data_digest;
+        differences.push(format!("the data's digest is {data_digest}, was {then}"));
+    }
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(CoordinatorError::OtherJob {
+        run_dir: options.run_dir.clone(),
+        differences: differences.join("; "),
+    })
+}
+
+/// The newest whole checkpoint of the run directory's job.
+fn newest_checkpoint(options: &Options, record: &JobRecord) -> Result<Source, CoordinatorError> {
+    let store = Store::new(options.run_dir.join("checkpoints"));
+    let Some((path, manifest)) = store.newest()? else {
+        return Ok(Source::Fresh);
+    };
+    if manifest.job_id != record.job_id {
+        return Err(CoordinatorError::OtherJob {
+            run_dir: options.run_dir.clone(),
+            differences: format!(
+                "{} belongs to job id {}, the ledger to {}",
+                path.display(),
+                manifest.job_id,
+                record.job_id
+            ),
+        });
+    }
+    Ok(Source::Checkpoint(checkpoint_record(
+        &options.run_dir,
+        &path,
+        &manifest,
+    )))
+}
+
+fn checkpoint_record(run_dir: &Path, path: &Path, manifest: &Manifest) -> CheckpointRecord {
+    let relative = path.strip_prefix(run_dir).unwrap_or(path);
+    CheckpointRecord {
+        step: manifest.step,
+        path: relative.display().to_string(),
+        digest: manifest.digest.clone(),
+    }
+}

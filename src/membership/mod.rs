@@ -172,9 +172,15 @@ impl Membership {
                 self.rules.expected,
                 count(MemberState::Preparing),
             ),
-            Phase::Forming => format!("waiting for {} to connect", self.names(MemberState::Forming)),
+            Phase::Forming => format!(
+                "waiting for {} to connect",
+                self.names(MemberState::Forming)
+            ),
             Phase::Running => String::new(),
-            Phase::Stopping => format!("waiting for {} to finish", self.names(MemberState::Training)),
+            Phase::Stopping => format!(
+                "waiting for {} to finish",
+                self.names(MemberState::Training)
+            ),
             Phase::Ended(outcome) => outcome.to_string(),
         }
     }
@@ -230,7 +236,10 @@ impl Membership {
             .collect();
         for worker in silent {
             actions.push(Action::Close(worker));
-            let why = format!("no sign of life for {}", humantime::format_duration(heartbeat));
+            let why = format!(
+                "no sign of life for {}",
+                humantime::format_duration(heartbeat)
+            );
             actions.extend(self.lost(worker, &why, now));
         }
         if let Some((at, reason)) = self.unexplained.clone()
@@ -261,7 +270,11 @@ impl Membership {
         member.seen_at = now;
         // Invariant 3: what an older generation says has no effect.
         let seated = member.seat.is_some();
-        if seated && event.generation().is_some_and(|spoken| spoken != self.generation) {
+        if seated
+            && event
+                .generation()
+                .is_some_and(|spoken| spoken != self.generation)
+        {
             return Vec::new();
         }
         match event {
@@ -271,7 +284,10 @@ impl Membership {
             Event::CheckpointWritten(_, _, checkpoint) => self.checkpoint(checkpoint),
             Event::CheckpointFailed(worker, _, step, error) => {
                 let told = format!("step {step}, by worker {worker}: {error}");
-                vec![Action::Persist(Record::Event(EventKind::CheckpointFailed, told))]
+                vec![Action::Persist(Record::Event(
+                    EventKind::CheckpointFailed,
+                    told,
+                ))]
             }
             Event::CollectiveFailed(worker, _, step, reason) => {
                 self.collective_failed(worker, step, &reason, now)
@@ -533,13 +549,7 @@ impl Membership {
         actions
     }
 
-    fn finished(
-        &mut self,
-        worker: WorkerId,
-        step: Step,
-        finish: Finish,
-        now: Now,
-    ) -> Vec<Action> {
+    fn finished(&mut self, worker: WorkerId, step: Step, finish: Finish, now: Now) -> Vec<Action> {
         let Some(member) = self.members.get_mut(&worker) else {
             return Vec::new();
         };
@@ -595,7 +605,10 @@ impl Membership {
         let seated = member.seat.is_some();
         let step = member.step;
         self.members.remove(&worker);
-        let mut actions = vec![Action::Persist(Record::Event(EventKind::Died, told.clone()))];
+        let mut actions = vec![Action::Persist(Record::Event(
+            EventKind::Died,
+            told.clone(),
+        ))];
         if seated {
             self.fail(
                 format!("lost {told}; its last reported step was {step}"),
@@ -666,5 +679,7 @@ impl Membership {
 /// Deals `replicas` to `workers` in contiguous ranges whose sizes differ by at most one.
 pub fn deal(replicas: u32, workers: u32) -> Vec<Range<u32>> {
     let edge = |rank: u32| (u64::from(replicas) * u64::from(rank) / u64::from(workers)) as u32;
-    (0..workers).map(|rank| edge(rank)..edge(rank + 1)).collect()
+    (0..workers)
+        .map(|rank| edge(rank)..edge(rank + 1))
+        .collect()
 }

@@ -110,7 +110,10 @@ fn a_job_starts_when_all_expected_workers_are_ready() {
         };
         assert_eq!((*generation, given.0 as usize), (GEN, rank));
         assert_eq!(seats[rank].worker.0, worker);
-        assert_eq!((seats[0].replicas.clone(), seats[1].replicas.clone()), (0..2, 2..4));
+        assert_eq!(
+            (seats[0].replicas.clone(), seats[1].replicas.clone()),
+            (0..2, 2..4)
+        );
         assert_eq!((source, epochs), (&Source::Fresh, &(0..10)));
     }
     assert_eq!(*machine.phase(), Phase::Forming);
@@ -141,7 +144,17 @@ fn a_new_coordinator_speaks_a_higher_generation() {
     let mut machine = Membership::new(rules(1), Generation(7), source.clone(), at(0));
     hello(&mut machine, 1, 1);
     let actions = ready(&mut machine, 1, 2);
-    let [(1, Order::Assignment { generation, source: from, epochs, .. })] = orders(&actions)[..]
+    let [
+        (
+            1,
+            Order::Assignment {
+                generation,
+                source: from,
+                epochs,
+                ..
+            },
+        ),
+    ] = orders(&actions)[..]
     else {
         panic!("{actions:?}");
     };
@@ -182,7 +195,10 @@ fn an_older_generations_message_has_no_effect() {
     ] {
         assert!(machine.handle(event, at(4)).is_empty());
     }
-    assert_eq!((machine.reached(), machine.phase()), (Step(0), &Phase::Running));
+    assert_eq!(
+        (machine.reached(), machine.phase()),
+        (Step(0), &Phase::Running)
+    );
 }
 
 #[test]
@@ -217,7 +233,10 @@ fn a_worker_too_many_or_too_late_is_refused() {
 fn a_lost_worker_ends_the_job_and_is_named() {
     let mut machine = running(2);
     machine.handle(Event::Progress(WorkerId(2), GEN, Step(41)), at(4));
-    let actions = machine.handle(Event::Lost(WorkerId(2), "its stream broke".to_owned()), at(5));
+    let actions = machine.handle(
+        Event::Lost(WorkerId(2), "its stream broke".to_owned()),
+        at(5),
+    );
     let Some(Outcome::Failed(reason)) = outcome(&actions) else {
         panic!("{actions:?}");
     };
@@ -225,7 +244,19 @@ fn a_lost_worker_ends_the_job_and_is_named() {
         assert!(reason.contains(part), "{reason}");
     }
     let told = orders(&actions);
-    assert!(matches!(told[..], [(1, Order::Refused { permanent: false, .. })]), "{told:?}");
+    assert!(
+        matches!(
+            told[..],
+            [(
+                1,
+                Order::Refused {
+                    permanent: false,
+                    ..
+                }
+            )]
+        ),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -246,13 +277,23 @@ fn a_failed_collective_waits_for_the_death_that_explains_it() {
     let mut explained = running(2);
     assert!(explained.handle(failed(), at(5)).is_empty());
     let actions = explained.handle(Event::Lost(WorkerId(2), "died".to_owned()), at(6));
-    assert!(outcome(&actions).unwrap().to_string().contains("lost worker 2"));
+    assert!(
+        outcome(&actions)
+            .unwrap()
+            .to_string()
+            .contains("lost worker 2")
+    );
 
     let mut unexplained = running(2);
     unexplained.handle(failed(), at(5));
     assert_eq!(unexplained.next_deadline(), Some(at(7)));
     let actions = unexplained.handle_timeout(at(7));
-    assert!(outcome(&actions).unwrap().to_string().contains("rank 1 is gone"));
+    assert!(
+        outcome(&actions)
+            .unwrap()
+            .to_string()
+            .contains("rank 1 is gone")
+    );
 }
 
 /// Invariant 7.
@@ -264,7 +305,13 @@ fn every_wait_ends_and_says_who_was_waited_for() {
     gathering.handle(Event::Heartbeat(WorkerId(1)), at(55));
     assert_eq!(gathering.next_deadline(), Some(at(60)));
     let actions = gathering.handle_timeout(at(60));
-    assert!(outcome(&actions).unwrap().to_string().contains("1 of 2 ready"), "{actions:?}");
+    assert!(
+        outcome(&actions)
+            .unwrap()
+            .to_string()
+            .contains("1 of 2 ready"),
+        "{actions:?}"
+    );
 
     let mut forming = machine(2);
     for id in [1, 2] {
@@ -279,7 +326,10 @@ fn every_wait_ends_and_says_who_was_waited_for() {
     }
     assert_eq!(forming.next_deadline(), Some(at(22)));
     let actions = forming.handle_timeout(at(22));
-    assert!(outcome(&actions).unwrap().to_string().contains("worker 2"), "{actions:?}");
+    assert!(
+        outcome(&actions).unwrap().to_string().contains("worker 2"),
+        "{actions:?}"
+    );
 
     let mut silent = running(2);
     silent.handle(Event::Heartbeat(WorkerId(1)), at(12));
@@ -287,7 +337,10 @@ fn every_wait_ends_and_says_who_was_waited_for() {
     let actions = silent.handle_timeout(at(13));
     assert!(actions.contains(&Action::Close(WorkerId(2))));
     let said = outcome(&actions).unwrap().to_string();
-    assert!(said.contains("worker 2") && said.contains("no sign of life for 10s"), "{said}");
+    assert!(
+        said.contains("worker 2") && said.contains("no sign of life for 10s"),
+        "{said}"
+    );
 
     let mut stopping = running(2);
     stopping.handle(Event::Stop("enough".to_owned()), at(5));
@@ -296,7 +349,10 @@ fn every_wait_ends_and_says_who_was_waited_for() {
     }
     assert_eq!(stopping.next_deadline(), Some(at(35)));
     let actions = stopping.handle_timeout(at(35));
-    assert!(outcome(&actions).unwrap().to_string().contains("to finish"), "{actions:?}");
+    assert!(
+        outcome(&actions).unwrap().to_string().contains("to finish"),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -305,12 +361,20 @@ fn a_stop_is_told_to_all_and_ends_when_all_have_finished() {
     let actions = machine.handle(Event::Stop("enough".to_owned()), at(4));
     let stop = Order::Stop("enough".to_owned());
     assert_eq!(orders(&actions), [(1, &stop), (2, &stop)]);
-    assert!(machine.handle(Event::Stop("again".to_owned()), at(4)).is_empty());
+    assert!(
+        machine
+            .handle(Event::Stop("again".to_owned()), at(4))
+            .is_empty()
+    );
     let finished = |id| Event::Finished(WorkerId(id), GEN, Step(33), Finish::Stopped);
     let actions = machine.handle(finished(1), at(5));
     assert_eq!(orders(&actions), [(1, &Order::Acknowledged)]);
     // It may go now: its stream's end is no loss.
-    assert!(machine.handle(Event::Lost(WorkerId(1), "ended".to_owned()), at(5)).is_empty());
+    assert!(
+        machine
+            .handle(Event::Lost(WorkerId(1), "ended".to_owned()), at(5))
+            .is_empty()
+    );
     let actions = machine.handle(finished(2), at(6));
     assert_eq!(outcome(&actions), Some(&Outcome::Stopped(Step(33))));
 }
@@ -339,7 +403,10 @@ fn a_worker_that_fails_before_it_has_a_seat_harms_nobody() {
     let mut machine = machine(1);
     hello(&mut machine, 1, 1);
     let failed = Finish::Failed("no such folder".to_owned());
-    let actions = machine.handle(Event::Finished(WorkerId(1), Generation(0), Step(0), failed), at(2));
+    let actions = machine.handle(
+        Event::Finished(WorkerId(1), Generation(0), Step(0), failed),
+        at(2),
+    );
     assert_eq!(outcome(&actions), None);
     hello(&mut machine, 2, 3);
     assert_eq!(orders(&ready(&mut machine, 2, 4)).len(), 1);
@@ -351,7 +418,10 @@ fn replicas_are_dealt_evenly_and_all() {
         for replicas in workers..=23 {
             let shares = deal(replicas, workers);
             assert_eq!(shares.len(), workers as usize);
-            assert_eq!((shares[0].start, shares[shares.len() - 1].end), (0, replicas));
+            assert_eq!(
+                (shares[0].start, shares[shares.len() - 1].end),
+                (0, replicas)
+            );
             assert!(shares.windows(2).all(|pair| pair[0].end == pair[1].start));
             let sizes = shares.iter().map(|share| share.len());
             let (least, most) = (sizes.clone().min().unwrap(), sizes.max().unwrap());

@@ -40,7 +40,11 @@ pub struct DeviceKind {
 
 impl fmt::Display for DeviceKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({}, libtorch {})", self.kind, self.model, self.libtorch)
+        write!(
+            f,
+            "{} ({}, libtorch {})",
+            self.kind, self.model, self.libtorch
+        )
     }
 }
 

@@ -32,7 +32,10 @@ fn waiting() -> Session {
 
 fn training() -> Session {
     let mut session = waiting();
-    assert_eq!(session.handle(Event::Assignment(GEN), at(3)), [Action::Form]);
+    assert_eq!(
+        session.handle(Event::Assignment(GEN), at(3)),
+        [Action::Form]
+    );
     let formed = session.handle(Event::Formed(GEN, Step(5)), at(4));
     assert_eq!(formed, [Action::SayFormed(GEN, Step(5))]);
     session
@@ -76,7 +79,10 @@ fn waits_for_the_coordinator_end() {
     silent.handle(Event::Connected, at(1));
     assert_eq!(silent.next_deadline(), Some(at(61)));
     let actions = silent.handle_timeout(at(61));
-    assert!(matches!(actions[..], [Action::Exit(Exit::Failed(_))]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [Action::Exit(Exit::Failed(_))]),
+        "{actions:?}"
+    );
 
     let mut broken = training();
     let failed = Event::CollectiveFailed(GEN, Step(8), "rank 1 is gone".to_owned());
@@ -107,7 +113,10 @@ fn a_complete_job_is_reported_and_left_when_the_coordinator_knows() {
     let mut session = training();
     let said = session.handle(ended(Finish::Complete), at(5));
     assert_eq!(said, [Action::SayFinished(GEN, Step(9), Finish::Complete)]);
-    assert_eq!(session.handle(Event::Acknowledged, at(6)), [Action::Exit(Exit::Done)]);
+    assert_eq!(
+        session.handle(Event::Acknowledged, at(6)),
+        [Action::Exit(Exit::Done)]
+    );
     assert!(session.handle(Event::Stop, at(7)).is_empty());
 }
 
@@ -115,17 +124,28 @@ fn a_complete_job_is_reported_and_left_when_the_coordinator_knows() {
 #[test]
 fn training_goes_on_without_the_coordinator() {
     let mut session = training();
-    assert!(session.handle(Event::Disconnected("gone".to_owned()), at(5)).is_empty());
+    assert!(
+        session
+            .handle(Event::Disconnected("gone".to_owned()), at(5))
+            .is_empty()
+    );
     assert_eq!(session.next_deadline(), None);
     let actions = session.handle(ended(Finish::Complete), at(50));
-    assert_eq!(actions, [Action::Exit(Exit::Done)], "there is nobody to tell");
+    assert_eq!(
+        actions,
+        [Action::Exit(Exit::Done)],
+        "there is nobody to tell"
+    );
 }
 
 #[test]
 fn a_coordinator_lost_before_the_job_began_is_an_error() {
     let mut session = waiting();
     let actions = session.handle(Event::Disconnected("gone".to_owned()), at(5));
-    assert!(matches!(actions[..], [Action::Exit(Exit::Failed(_))]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [Action::Exit(Exit::Failed(_))]),
+        "{actions:?}"
+    );
 }
 
 /// Invariant 3.
@@ -155,7 +175,10 @@ fn a_signal_is_told_to_everybody_and_leads_to_exit_code_75() {
     assert_eq!(Exit::Left.code(), 75);
 
     let mut early = waiting();
-    assert_eq!(early.handle(Event::Terminate, at(5)), [Action::Exit(Exit::Left)]);
+    assert_eq!(
+        early.handle(Event::Terminate, at(5)),
+        [Action::Exit(Exit::Left)]
+    );
 }
 
 #[test]
@@ -180,7 +203,10 @@ fn a_stop_is_raised_in_band() {
 fn a_worker_that_cant_go_on_says_so_before_it_goes() {
     let mut session = waiting();
     let actions = session.handle(Event::Failed("no data".to_owned()), at(5));
-    assert!(matches!(actions[..], [Action::SayFinished(..)]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [Action::SayFinished(..)]),
+        "{actions:?}"
+    );
     let actions = session.handle_timeout(at(15));
     assert!(
         actions.contains(&Action::Exit(Exit::Failed("no data".to_owned()))),

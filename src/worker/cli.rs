@@ -1,0 +1,271 @@
+//! `gan-worker`'s command line.
+
+use super::{Options, WorkerError};
+use crate::checkpoint;
+use crate::sample::{self, Images};
+use crate::session::Exit;
+use crate::telemetry::{self, LogFormat, LogTarget, Role};
+use crate::train::Sampler;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// The exit code of a wrong command (`EX_USAGE`): trying again won't help.
+const WRONG: u8 = 64;
+/// The exit code of everything else that fails.
+const FAILED: u8 = 1;
+
+/// Trains a DCGAN's replicas on one device, and looks at what was trained.
+#[derive(Debug, Parser)]
+#[command(name = "gan-worker", version, about, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Form of the log lines.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    log_format: Format,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take part in a job until it is over.
+    Train(Train),
+    /// Draw a grid of images from a checkpoint's generator.
+    Sample(Sample),
+    /// Print a checkpoint's manifest, after verifying it.
+    Inspect(Inspect),
+    /// Print a shell's completion script.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Train {
+    /// The coordinator's URL.
+    #[arg(
+        long,
+        env = "GAN_COORDINATOR",
+        default_value = "http://127.0.0.1:50051"
+    )]
+    coordinator: String,
+    /// What to compute on: `cpu`, or `cuda:<index>`.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Replicas to compute side by side on a CPU [default: all cores].
+    #[arg(long)]
+    cores: Option<u32>,
+    /// Serve Prometheus metrics on this address.
+    #[arg(long, value_name = "ADDRESS")]
+    metrics_listen: Option<SocketAddr>,
+    /// Host name or address by which peers reach this worker [default: the address that faces the
+    /// coordinator].
+    #[arg(long, value_name = "HOST")]
+    advertise: Option<String>,
+    /// How long the coordinator may be unreachable at the start.
+    #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
+    join_deadline: Duration,
+}
+
+#[derive(Debug, Args)]
+struct Sample {
+    /// The checkpoint's folder, as in runs/mnist/checkpoints/step-00000500.
+    checkpoint: PathBuf,
+    /// The picture (PNG) to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// How many images.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    count: u32,
+    /// Seed of the latents.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
+    #[arg(long)]
+    no_ema: bool,
+}
+
+#[derive(Debug, Args)]
+struct Inspect {
+    /// The checkpoint's folder.
+    checkpoint: PathBuf,
+    /// Print just the SHA-256 of the training state.
+    #[arg(long)]
+    digest: bool,
+}
+
+/// Why a command has failed, with its exit code.
+struct Failure {
+    code: u8,
+    message: String,
+}
+
+fn failed(message: impl ToString) -> Failure {
+    Failure {
+        code: FAILED,
+        message: message.to_string(),
+    }
+}
+
+fn wrong(message: impl ToString) -> Failure {
+    Failure {
+        code: WRONG,
+        message: message.to_string(),
+    }
+}
+
+impl From<WorkerError> for Failure {
+    fn from(error: WorkerError) -> Self {
+        match error {
+            WorkerError::Listen(_) => failed(error),
+            WorkerError::Url { .. } | WorkerError::Device { .. } => wrong(error),
+        }
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    pub fn run(self) -> ExitCode {
+        let format = match self.log_format {
+            Format::Text => LogFormat::Text,
+            Format::Json => LogFormat::Json,
+        };
+        let result = match self.command {
+            Command::Train(train) => train.run(format),
+            Command::Sample(sample) => sample.run(),
+            Command::Inspect(inspect) => inspect.run(),
+            Command::Completions { shell } => {
+                let mut out = std::io::stdout();
+                clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut out);
+                Ok(ExitCode::SUCCESS)
+            }
+        };
+        result.unwrap_or_else(|failure| {
+            eprintln!("gan-worker: {}", failure.message);
+            ExitCode::from(failure.code)
+        })
+    }
+}
+
+impl Train {
+    fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
+        telemetry::log(format, LogTarget::Stderr).map_err(failed)?;
+        let device = device(&self.device)?;
+        let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        let options = Options {
+            coordinator: self.coordinator,
+            device,
+            cores: self.cores.unwrap_or_else(all).max(1),
+            advertise: self.advertise,
+            join: self.join_deadline,
+        };
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
+        let exit = runtime.block_on(async {
+            if let Some(listen) = self.metrics_listen {
+                let bound = telemetry::install(listen, Role::Worker).map_err(failed)?;
+                tracing::info!("metrics on http://{}/metrics", bound.address());
+            }
+            Ok::<_, Failure>(super::run(options).await?)
+        })?;
+        // A data set that is still being opened must not keep the process.
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        match &exit {
+            Exit::Done => tracing::info!("done"),
+            Exit::Left => tracing::info!("left in good order"),
+            Exit::Unfit(reason) | Exit::Failed(reason) => eprintln!("gan-worker: {reason}"),
+        }
+        Ok(ExitCode::from(exit.code()))
+    }
+}
+
+/// The device that a person named, if it is there.
+fn device(name: &str) -> Result<tch::Device, Failure> {
+    let refuse = |what: String| {
+        let device = name.to_owned();
+        Failure::from(WorkerError::Device { device, what })
+    };
+    if name == "cpu" {
+        return Ok(tch::Device::Cpu);
+    }
+    let index = match name.strip_prefix("cuda") {
+        Some("") => Some(0),
+        Some(rest) => rest.strip_prefix(':').and_then(|index| index.parse().ok()),
+        None => None,
+    };
+    let Some(index) = index else {
+        return Err(refuse(
+            "expected cpu or cuda:<index>, as in cuda:0".to_owned(),
+        ));
+    };
+    crate::torch::load_cuda().map_err(|error| refuse(error.to_string()))?;
+    let count = tch::Cuda::device_count();
+    if !tch::Cuda::is_available() || (index as i64) >= count {
+        return Err(refuse(format!(
+            "libtorch sees {count} GPUs; is the driver there, and was libtorch set up with GAN_CUDA=1?"
+        )));
+    }
+    Ok(tch::Device::Cuda(index))
+}
+
+impl Sample {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let manifest = checkpoint::read_manifest(&self.checkpoint).map_err(failed)?;
+        let averaged = manifest.ema && !self.no_ema;
+        let file = if averaged {
+            "generator_ema"
+        } else {
+            "generator"
+        };
+        let (manifest, tensors) = checkpoint::read_file(&self.checkpoint, file).map_err(failed)?;
+        let sampler = Sampler::new(&manifest.model, &tensors).map_err(failed)?;
+        let pixels = sampler.draw(self.seed, self.count).map_err(failed)?;
+        let columns = (1..).find(|c| c * c >= self.count).unwrap_or(1);
+        let images = Images {
+            channels: manifest.model.channels,
+            size: manifest.model.image_size,
+            pixels,
+        };
+        sample::write_png(&self.out, &images, columns).map_err(failed)?;
+        let weights = if averaged {
+            "averaged weights"
+        } else {
+            "newest weights"
+        };
+        println!(
+            "{}: {} images of step {}, {weights}, seed {}",
+            self.out.display(),
+            self.count,
+            manifest.step,
+            self.seed
+        );
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Inspect {
+    fn run(self) -> Result<ExitCode, Failure> {
+        let (manifest, snapshot) = checkpoint::read(&self.checkpoint).map_err(failed)?;
+        if self.digest {
+            println!("{}", checkpoint::digest(&snapshot));
+        } else {
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&manifest).map_err(failed)?
+            );
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}

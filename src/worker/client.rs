@@ -1,0 +1,94 @@
+//! The gRPC side of a worker: one session with the coordinator.
+
+use crate::proto::coordinator_client::CoordinatorClient;
+use crate::proto::{CoordinatorMessage, WorkerMessage};
+use std::error::Error;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+/// For one attempt to connect.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Pings on an idle connection, so that a dead coordinator is noticed.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+/// Messages that may wait for the network.
+const OUTBOX: usize = 256;
+/// The longest message that is taken, bytes: a large job's spans, with room to spare.
+const LONGEST: usize = 64 << 20;
+
+/// What comes of a session.
+pub(super) enum FromSession {
+    /// It is open; messages go here.
+    Opened(mpsc::Sender<WorkerMessage>),
+    /// It can't be opened.
+    Unreachable(String),
+    /// The coordinator said something.
+    Said(CoordinatorMessage),
+    /// It is over.
+    Closed(String),
+}
+
+/// Opens one session and reports all that comes of it.
+pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSender<FromSession>) {
+    let endpoint = coordinator
+        .connect_timeout(CONNECT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(2 * KEEPALIVE)
+        .keep_alive_while_idle(true);
+    let last = match open(endpoint).await {
+        Err(error) => FromSession::Unreachable(error),
+        Ok((outbox, mut inbox)) => {
+            let _ = reports.send(FromSession::Opened(outbox));
+            loop {
+                match inbox.message().await {
+                    Ok(Some(message)) => {
+                        if reports.send(FromSession::Said(message)).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => {
+                        break FromSession::Closed("the coordinator ended the session".to_owned());
+                    }
+                    Err(status) => {
+                        break FromSession::Closed(format!(
+                            "the session with the coordinator broke: {}",
+                            status.message()
+                        ));
+                    }
+                }
+            }
+        }
+    };
+    let _ = reports.send(last);
+}
+
+type Session = (
+    mpsc::Sender<WorkerMessage>,
+    tonic::Streaming<CoordinatorMessage>,
+);
+
+async fn open(endpoint: Endpoint) -> Result<Session, String> {
+    let uri = endpoint.uri().clone();
+    let channel: Channel = endpoint
+        .connect()
+        .await
+        .map_err(|error| format!("{uri}: {}", innermost(&error)))?;
+    let mut client = CoordinatorClient::new(channel).max_decoding_message_size(LONGEST);
+    let (outbox, messages) = mpsc::channel(OUTBOX);
+    let reply = tokio::time::timeout(CONNECT, client.session(ReceiverStream::new(messages)))
+        .await
+        .map_err(|_| format!("{uri}: no answer within {CONNECT:?}"))?
+        .map_err(|status| format!("{uri}: {}", status.message()))?;
+    Ok((outbox, reply.into_inner()))
+}
+
+/// tonic wraps the operating system's word twice.
+fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
+}

@@ -1,0 +1,67 @@
+//! Invariant 1: which processes computed a result leaves no trace in a single bit of it.
+
+mod processes;
+
+use processes::{Place, Served, text};
+
+/// Runs the small job and gives the digests of its two checkpoints.
+fn digests(place: &Place, name: &str, arguments: &[&str]) -> [String; 2] {
+    let output = place.run(name, arguments);
+    assert!(output.status.success(), "{}", text(&output));
+    [4, 8].map(|step| place.digest(name, step))
+}
+
+#[test]
+fn the_digest_is_the_same_for_any_number_of_workers() {
+    let place = Place::new();
+    for update in ["alternating", "simultaneous"] {
+        let set = format!("train.update={update}");
+        let runs: Vec<_> = ["1", "2", "3", "4"]
+            .into_iter()
+            .map(|workers| {
+                let name = format!("{update}-{workers}");
+                digests(&place, &name, &["--workers", workers, "--set", &set])
+            })
+            .collect();
+        assert!(runs.iter().all(|run| *run == runs[0]), "{update}: {runs:?}");
+        assert_ne!(runs[0][0], runs[0][1], "training changes the state");
+    }
+}
+
+#[test]
+fn workers_that_are_started_elsewhere_compute_the_same_bits() {
+    let place = Place::new();
+    let local = digests(&place, "local", &["--workers", "2"]);
+    let Served { url, mut process } = place.serve("served", &["--set", "workers.min=2"]);
+    let mut workers = [place.worker(&url, "first"), place.worker(&url, "second")];
+    for worker in &mut workers {
+        assert_eq!(worker.wait(), 0, "{}", worker.log());
+    }
+    assert_eq!(process.wait(), 0, "{}", process.log());
+    assert_eq!([4, 8].map(|step| place.digest("served", step)), local);
+}
+
+#[test]
+fn a_resumed_job_continues_bit_for_bit() {
+    let place = Place::new();
+    let straight = digests(&place, "straight", &["--workers", "2"]);
+    let first = place.run("resumed", &["--workers", "2", "--set", "train.steps=3"]);
+    assert!(first.status.success(), "{}", text(&first));
+    // The number of workers, the length and the intervals may change.
+    let second = [
+        "--workers",
+        "3",
+        "--resume",
+        "--set",
+        "checkpoint.keep_last=9",
+    ];
+    assert_eq!(digests(&place, "resumed", &second), straight);
+}
+
+#[test]
+fn another_seed_gives_other_bits() {
+    let place = Place::new();
+    let seven = digests(&place, "seven", &[]);
+    let eight = digests(&place, "eight", &["--set", "job.seed=8"]);
+    assert!(seven[0] != eight[0] && seven[1] != eight[1]);
+}

@@ -1,0 +1,241 @@
+//! Real processes for tests: gan-coord and gan-worker on loopback, in a folder of their own.
+
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+pub const COORD: &str = env!("CARGO_BIN_EXE_gan-coord");
+pub const WORKER: &str = env!("CARGO_BIN_EXE_gan-worker");
+
+/// No test waits longer for anything.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// A folder that goes with the test, and the small job.
+pub struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    pub fn new() -> Self {
+        let folder =
+            tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder for the test");
+        Self { folder }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn run_dir(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// `gan-coord run` of the small job.
+    pub fn run(&self, name: &str, arguments: &[&str]) -> Output {
+        let mut command = Command::new(COORD);
+        command.arg("run").arg(job());
+        self.finish(command, name, arguments)
+    }
+
+    fn finish(&self, mut command: Command, name: &str, arguments: &[&str]) -> Output {
+        command
+            .arg("--run-dir")
+            .arg(self.run_dir(name))
+            .args(["--set", &shared_cache()])
+            .args(arguments);
+        output(command)
+    }
+
+    /// `gan-coord serve` of the small job, on a port of its own.
+    pub fn serve(&self, name: &str, arguments: &[&str]) -> Served {
+        let address = free_address();
+        let mut command = Command::new(COORD);
+        command
+            .arg("serve")
+            .arg(job())
+            .args(["--listen", &address])
+            .arg("--run-dir")
+            .arg(self.run_dir(name))
+            .args(["--set", &shared_cache()])
+            .args(arguments);
+        Served {
+            url: format!("http://{address}"),
+            process: Process::start(command, &self.path().join(format!("{name}-coord.log"))),
+        }
+    }
+
+    /// `gan-worker train`.
+    pub fn worker(&self, url: &str, name: &str) -> Process {
+        let mut command = Command::new(WORKER);
+        command
+            .args(["train", "--coordinator", url, "--cores", "1"])
+            .args(["--advertise", "127.0.0.1"]);
+        Process::start(command, &self.path().join(format!("{name}.log")))
+    }
+
+    /// The SHA-256 of the training state of a run's checkpoint.
+    pub fn digest(&self, name: &str, step: u64) -> String {
+        let folder = self.checkpoint(name, step);
+        let mut command = Command::new(WORKER);
+        command.arg("inspect").arg(&folder).arg("--digest");
+        let output = output(command);
+        assert!(output.status.success(), "{}", text(&output));
+        let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        assert_eq!(digest.len(), 64, "{digest:?}");
+        digest
+    }
+
+    pub fn checkpoint(&self, name: &str, step: u64) -> PathBuf {
+        let folder = format!("checkpoints/step-{step:08}");
+        self.run_dir(name).join(folder)
+    }
+}
+
+/// A coordinator that serves.
+pub struct Served {
+    pub url: String,
+    pub process: Process,
+}
+
+impl Served {
+    pub fn status(&self) -> Option<serde_json::Value> {
+        let mut command = Command::new(COORD);
+        command.args(["status", "--json", "--coordinator", &self.url]);
+        let output = output(command);
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Waits until the status says what is wanted.
+    pub fn wait(
+        &self,
+        what: &str,
+        holds: impl Fn(&serde_json::Value) -> bool,
+    ) -> serde_json::Value {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.status()
+                && holds(&status)
+            {
+                return status;
+            }
+            assert!(
+                began.elapsed() < DEADLINE,
+                "waited for {what}: {}",
+                self.process.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+/// A child process that doesn't outlive the test.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn start(mut command: Command, log: &Path) -> Self {
+        let file = std::fs::File::create(log).expect("a log file");
+        let errors = file.try_clone().expect("a log file");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(errors)
+            .spawn()
+            .expect("the program starts");
+        Self {
+            child,
+            log: log.to_owned(),
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `kill -9`.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([&format!("-{name}"), &self.pid().to_string()])
+            .status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Its exit code.
+    pub fn wait(&mut self) -> i32 {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("its own child") {
+                return status.code().unwrap_or(-1);
+            }
+            assert!(
+                began.elapsed() < DEADLINE,
+                "it does not end: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub fn job() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small.toml")
+}
+
+/// All tests read the same packed data.
+pub fn shared_cache() -> String {
+    format!("data.cache={}/data-cache", env!("CARGO_TARGET_TMPDIR"))
+}
+
+fn free_address() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address").to_string()
+}
+
+/// Runs a command to its end, which must come in time.
+pub fn output(mut command: Command) -> Output {
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let pid = child.id();
+    let (done, ended) = std::sync::mpsc::channel();
+    let watch = std::thread::spawn(move || {
+        if ended.recv_timeout(DEADLINE).is_err() {
+            let _ = Command::new("kill").args(["-9", &pid.to_string()]).status();
+        }
+    });
+    let output = child.wait_with_output().expect("its own child");
+    let _ = done.send(());
+    let _ = watch.join();
+    output
+}
+
+pub fn text(output: &Output) -> String {
+    format!(
+        "{}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    )
+}

@@ -15,6 +15,8 @@ mod manifest;
 mod pack;
 mod shard;
 mod source;
+#[cfg(test)]
+mod tests;
 
 pub use error::DataError;
 pub use loader::{Loader, LoaderSettings, Next};
@@ -25,6 +27,7 @@ use crate::config::Job;
 use crate::ids::{Epoch, ReplicaId, Step};
 use manifest::Shape;
 use source::Source;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -39,7 +42,7 @@ pub struct Dataset {
 }
 
 /// What one replica trains on in one step.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Batch {
     /// The state that the step starts from.
     pub step: Step,
@@ -51,6 +54,19 @@ pub struct Batch {
     pub pixels: Vec<u8>,
     /// One class a sample, if the data set has labels.
     pub labels: Option<Vec<u32>>,
+}
+
+impl fmt::Debug for Batch {
+    /// Without the pixels: nobody reads megabytes of numbers in a message.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch")
+            .field("step", &self.step)
+            .field("epoch", &self.epoch)
+            .field("replica", &self.replica)
+            .field("bytes", &self.pixels.len())
+            .field("labels", &self.labels)
+            .finish()
+    }
 }
 
 impl Dataset {

@@ -4,7 +4,7 @@
 //! the shards), made square, and written shard by shard, on all cores, with one image a core in
 //! memory. A folder gets its name when all of it is on disk: it is whole or invisible. Processes
 //! that pack the same data at the same time don't wait for each other; who is last throws its own
-//! work away.
+//! work away. What a killed process left behind is taken over by the next.
 
 use super::error::{DataError, io};
 use super::manifest::{self, FORMAT_VERSION, Manifest, Shape, ShardInfo, shard_file};
@@ -12,8 +12,9 @@ use super::shard;
 use super::source::{Samples, Source};
 use crate::random::{Domain, Key};
 use sha2::{Digest, Sha256};
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -57,26 +58,22 @@ pub(super) fn pack(
     fs::create_dir_all(cache).map_err(io("create it", cache))?;
     let unfinished = Unfinished::beside(folder)?;
     let samples = source.read()?;
-    let manifest = Packing::new(&samples, *shape, shard_samples).write(&unfinished.0, progress)?;
+    let manifest =
+        Packing::new(&samples, *shape, shard_samples).write(&unfinished.path, progress)?;
     if !source.is_unchanged()? {
         return Err(DataError::Changed {
             path: source.root.clone(),
         });
     }
 
-    let path = unfinished.0.join(manifest::FILE);
+    let path = unfinished.path.join(manifest::FILE);
     let mut file = File::create_new(&path).map_err(io("create it", &path))?;
     serde_json::to_writer_pretty(&mut file, &manifest)
         .map_err(std::io::Error::from)
         .and_then(|()| file.write_all(b"\n"))
         .and_then(|()| file.sync_all())
         .map_err(io("write it", &path))?;
-    sync_folder(&unfinished.0)?;
-    match fs::rename(&unfinished.0, folder) {
-        Ok(()) => sync_folder(cache),
-        Err(_) if folder.is_dir() => Ok(()),
-        Err(error) => Err(io("give it its final name", &unfinished.0)(error)),
-    }
+    unfinished.publish(folder)
 }
 
 fn sync_folder(folder: &Path) -> Result<(), DataError> {
@@ -85,34 +82,82 @@ fn sync_folder(folder: &Path) -> Result<(), DataError> {
         .map_err(io("write it", folder))
 }
 
-/// A folder of our own that is gone at the end, unless it was renamed.
-struct Unfinished(PathBuf);
+/// A folder of our own, which is gone at the end unless it was published.
+struct Unfinished {
+    path: PathBuf,
+    published: bool,
+    /// Locked as long as we live: whoever can lock a folder knows that its owner is dead.
+    _lock: File,
+}
 
 impl Unfinished {
+    /// Makes a folder beside `folder`, or takes over one whose owner died.
     fn beside(folder: &Path) -> Result<Self, DataError> {
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
-        // Process ids are no use here: in containers that share a cache, all are 1.
+        // Numbers, for process ids tell nothing: in containers that share a cache, all are 1.
         for number in 0u32.. {
             let path = folder.with_file_name(format!(".{name}.unfinished-{number}"));
-            match fs::create_dir(&path) {
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
-                created => {
-                    created.map_err(io("create it", &path))?;
-                    return Ok(Self(path));
+            let created = match fs::create_dir(&path) {
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
+                created => created.map(|()| true).map_err(io("create it", &path))?,
+            };
+            if let Some(lock) = claim(&path, created)? {
+                for leftover in fs::read_dir(&path).map_err(io("list it", &path))? {
+                    let leftover = leftover.map_err(io("list it", &path))?.path();
+                    fs::remove_file(&leftover).map_err(io("remove it", &leftover))?;
                 }
+                return Ok(Self {
+                    path,
+                    published: false,
+                    _lock: lock,
+                });
             }
         }
         Err(io("create it", folder)(ErrorKind::AlreadyExists.into()))
     }
+
+    /// Gives the folder its final name, unless somebody else was faster.
+    fn publish(mut self, folder: &Path) -> Result<(), DataError> {
+        sync_folder(&self.path)?;
+        match fs::rename(&self.path, folder) {
+            Ok(()) => {
+                // From now on somebody else may own the old name.
+                self.published = true;
+                sync_folder(folder.parent().unwrap_or(Path::new(".")))
+            }
+            Err(_) if folder.is_dir() => Ok(()),
+            Err(error) => Err(io("give it its final name", &self.path)(error)),
+        }
+    }
+}
+
+/// Locks an unfinished folder; `None` when somebody else has it. Where the file system knows no
+/// locks, a folder belongs to the one who created it.
+fn claim(path: &Path, created: bool) -> Result<Option<File>, DataError> {
+    let folder = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        folder => folder.map_err(io("open it", path))?,
+    };
+    let same = |found: fs::Metadata| {
+        let ours = folder.metadata();
+        ours.is_ok_and(|ours| (ours.dev(), ours.ino()) == (found.dev(), found.ino()))
+    };
+    let ours = match folder.try_lock() {
+        // Its owner may have published it meanwhile: then the name is no longer this folder's.
+        Ok(()) => fs::metadata(path).is_ok_and(same),
+        Err(TryLockError::WouldBlock) => false,
+        Err(TryLockError::Error(_)) => created,
+    };
+    Ok(ours.then_some(folder))
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        match fs::remove_dir_all(&self.0) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                tracing::warn!("{}: can't remove it: {error}", self.0.display());
-            }
-            _ => {}
+        if self.published {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            tracing::warn!("{}: can't remove it: {error}", self.path.display());
         }
     }
 }

@@ -164,6 +164,33 @@ fn concurrent_packs_agree_and_leave_one_folder() {
 }
 
 #[test]
+fn what_a_killed_packing_left_behind_is_taken_over() {
+    let dirs = TempDirs::new();
+    numbered(dirs.source.path(), 50);
+    let job = job(dirs.source.path(), dirs.cache.path(), &[]);
+    let data = open(&job).unwrap();
+    let folder = data.folder();
+    // As a kill leaves it: a part of the files, no manifest, no final name.
+    let name = folder.file_name().unwrap().to_str().unwrap();
+    let left = dirs.cache.path().join(format!(".{name}.unfinished-0"));
+    fs::rename(folder, &left).unwrap();
+    fs::remove_file(left.join("manifest.json")).unwrap();
+    fs::write(left.join("000007.shard"), "half").unwrap();
+
+    let again = open(&job).unwrap();
+    assert_eq!(again.digest(), data.digest());
+    assert_eq!(names(again.folder()), ["000000.shard", "manifest.json"]);
+    assert_eq!(names(dirs.cache.path()), [name]);
+
+    // A folder whose owner lives is left alone.
+    fs::rename(folder, &left).unwrap();
+    let owner = fs::File::open(&left).unwrap();
+    owner.try_lock().unwrap();
+    open(&job).unwrap();
+    assert_eq!(names(&left), ["000000.shard", "manifest.json"]);
+}
+
+#[test]
 fn files_that_change_while_they_are_packed_are_refused() {
     let dirs = TempDirs::new();
     numbered(dirs.source.path(), 50);

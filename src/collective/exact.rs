@@ -135,10 +135,11 @@ impl<L: Links> Exact<L> {
         hosted: &mut [&mut [f32]],
         mean: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        self.check(hosted, mean).map_err(|fault| CollectiveError::Vectors {
-            rank: self.rank,
-            fault,
-        })?;
+        self.check(hosted, mean)
+            .map_err(|fault| CollectiveError::Vectors {
+                rank: self.rank,
+                fault,
+            })?;
         self.run(Operation::Reduce, |exact| exact.reduce(hosted, mean))
     }
 
@@ -344,7 +345,10 @@ fn add_up(
         };
         for inner in inner {
             let (left, right) = hosted.split_at_mut(place(inner.from));
-            add(&mut left[place(inner.into)][block.clone()], &right[0][block.clone()]);
+            add(
+                &mut left[place(inner.into)][block.clone()],
+                &right[0][block.clone()],
+            );
         }
         let (left, right) = (&hosted[place(root.into)], &hosted[place(root.from)]);
         for ((sum, left), right) in sum.iter_mut().zip(&left[block.clone()]).zip(&right[block]) {
@@ -379,7 +383,8 @@ mod tests {
     #[test]
     fn adding_up_a_subtree_follows_the_tree_across_blocks() {
         let length = 2 * BLOCK + 17;
-        let value = |replica: usize, i: usize| ((replica * 7919 + i * 104_729) % 1013) as f32 * 0.37;
+        let value =
+            |replica: usize, i: usize| ((replica * 7919 + i * 104_729) % 1013) as f32 * 0.37;
         let mut vectors: Vec<Vec<f32>> = (4..8)
             .map(|replica| (0..length).map(|i| value(replica, i)).collect())
             .collect();
@@ -396,13 +401,25 @@ mod tests {
 
     #[test]
     fn every_nan_of_a_mean_has_the_same_bits() {
-        let mut sums = [f32::from_bits(0xffc0_1234), f32::NAN, -0.0, 6.0, f32::INFINITY];
+        let mut sums = [
+            f32::from_bits(0xffc0_1234),
+            f32::NAN,
+            -0.0,
+            6.0,
+            f32::INFINITY,
+        ];
         divide(&mut sums, 2);
         let bits = sums.map(f32::to_bits);
         let nan = f32::NAN.to_bits();
         assert_eq!(
             bits,
-            [nan, nan, (-0.0f32).to_bits(), 3.0f32.to_bits(), f32::INFINITY.to_bits()]
+            [
+                nan,
+                nan,
+                (-0.0f32).to_bits(),
+                3.0f32.to_bits(),
+                f32::INFINITY.to_bits()
+            ]
         );
     }
 }

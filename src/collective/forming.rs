@@ -68,9 +68,7 @@ pub(super) fn connect(
     let mut connected = BTreeMap::new();
     let mut last = BTreeMap::new();
     while connected.len() + 1 < group.peers.len() {
-        let event = limit
-            .left()
-            .and_then(|left| events.recv_timeout(left).ok());
+        let event = limit.left().and_then(|left| events.recv_timeout(left).ok());
         match event {
             // A peer that calls again has given up the connection before.
             Some(Event::Connected(rank, stream)) => drop(connected.insert(rank, stream)),

@@ -73,7 +73,11 @@ impl Group {
     /// # Errors
     /// The first fault.
     pub fn check(&self) -> Result<(), GroupFault> {
-        let ranges: Vec<_> = self.peers.iter().map(|peer| peer.replicas.clone()).collect();
+        let ranges: Vec<_> = self
+            .peers
+            .iter()
+            .map(|peer| peer.replicas.clone())
+            .collect();
         check_ranges(&ranges, self.replicas)?;
         if self.rank.0 as usize >= self.peers.len() {
             return Err(GroupFault::Rank {
@@ -159,6 +163,9 @@ mod tests {
     #[test]
     fn a_secret_is_never_printed() {
         let shown = format!("{:?}", group(&[0..4, 4..5], 0, 5));
-        assert!(!shown.contains("171") && !shown.contains("secret"), "{shown}");
+        assert!(
+            !shown.contains("171") && !shown.contains("secret"),
+            "{shown}"
+        );
     }
 }

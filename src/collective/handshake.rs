@@ -238,9 +238,15 @@ mod tests {
             generation: Generation(4),
             ..hello
         };
-        assert!(!holds(&mine, Role::Caller, &other, &nonce), "another generation");
+        assert!(
+            !holds(&mine, Role::Caller, &other, &nonce),
+            "another generation"
+        );
         let stranger = credentials(|group| group.secret[31] ^= 1);
-        assert!(!holds(&stranger, Role::Caller, &hello, &nonce), "another secret");
+        assert!(
+            !holds(&stranger, Role::Caller, &hello, &nonce),
+            "another secret"
+        );
         let moved = credentials(|group| {
             group.peers[0].replicas = 0..1;
             group.peers[1].replicas = 1..4;

@@ -3,13 +3,13 @@
 //! For a worker that is alone, for one process that hosts several ranks, and for tests: the
 //! arithmetic is the same as between machines, only the links are queues in memory.
 
+use super::Collective;
 use super::abort::Abort;
 use super::error::{CollectiveError, Operation, Peers};
 use super::exact::{Exact, Links};
 use super::group::{GroupFault, check_ranges};
 use super::limit::Limit;
 use super::wire::Label;
-use super::Collective;
 use crate::ids::{Generation, Rank};
 use std::collections::VecDeque;
 use std::io;
@@ -35,7 +35,9 @@ impl InProcess {
         let world_size = ranges.len();
         let post = Arc::new(Post {
             mail: Mutex::new(Mail {
-                queues: (0..world_size * world_size).map(|_| VecDeque::new()).collect(),
+                queues: (0..world_size * world_size)
+                    .map(|_| VecDeque::new())
+                    .collect(),
                 gone: vec![false; world_size],
                 spare: Vec::new(),
             }),

@@ -1,11 +1,11 @@
 //! The door: where peers connect, in every generation of this process.
 
 use super::error::CollectiveError;
+use super::error::Refusal;
 use super::forming::Event;
 use super::handshake::{self, Credentials, Stranger};
 use super::limit::Limit;
 use super::wire::{Hello, Verdict};
-use super::error::Refusal;
 use crate::ids::Generation;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -41,7 +41,9 @@ struct Door {
 impl std::fmt::Debug for Door {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let newest = self.state().newest;
-        f.debug_struct("Door").field("newest", &newest).finish_non_exhaustive()
+        f.debug_struct("Door")
+            .field("newest", &newest)
+            .finish_non_exhaustive()
     }
 }
 
@@ -204,7 +206,13 @@ impl Door {
                 // Nobody listens if forming was given up; dropping the stream tells the caller.
                 let _ = events.send(Event::Connected(hello.from, stream));
             }
-            (Err(Stranger::Refused { hello, refusal: Refusal::NotYet }), _) => {
+            (
+                Err(Stranger::Refused {
+                    hello,
+                    refusal: Refusal::NotYet,
+                }),
+                _,
+            ) => {
                 tracing::debug!(%peer, generation = %hello.generation, "a peer of a generation to come");
             }
             (Err(stranger), _) => tracing::warn!(%peer, "refused a connection: {stranger}"),

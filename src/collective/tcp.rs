@@ -62,7 +62,11 @@ impl Tcp {
             .map_err(|fault| CollectiveError::Group { generation, fault })?;
         let limit = Limit::start(deadlines.connect);
         let streams = forming::connect(listener, group, &limit, abort)?;
-        let ranges: Vec<_> = group.peers.iter().map(|peer| peer.replicas.clone()).collect();
+        let ranges: Vec<_> = group
+            .peers
+            .iter()
+            .map(|peer| peer.replicas.clone())
+            .collect();
         let own = tree::subtrees(group.replicas, ranges[group.rank.0 as usize].clone());
         let mut connections = Connections {
             generation,
@@ -77,11 +81,16 @@ impl Tcp {
         };
         for (rank, stream) in streams {
             let address = group.peers[rank.0 as usize].address.clone();
-            let link = Link::new(stream, address, deadlines.collective, frames_under_way(own.len()))
-                .map_err(|source| CollectiveError::Thread {
-                    purpose: "writing to a peer",
-                    source,
-                })?;
+            let link = Link::new(
+                stream,
+                address,
+                deadlines.collective,
+                frames_under_way(own.len()),
+            )
+            .map_err(|source| CollectiveError::Thread {
+                purpose: "writing to a peer",
+                source,
+            })?;
             let stream = Arc::downgrade(&link.stream);
             abort.on_abort(move || {
                 if let Some(stream) = stream.upgrade() {
@@ -201,7 +210,8 @@ impl Connections {
             .map(|step| (self.next_frame + step) % self.frames.len())
             .find(|&index| Arc::strong_count(&self.frames[index]) == 1);
         let index = free.unwrap_or_else(|| {
-            self.frames.push(Arc::new(Vec::with_capacity(HEADER + CHUNK * 4)));
+            self.frames
+                .push(Arc::new(Vec::with_capacity(HEADER + CHUNK * 4)));
             self.frames.len() - 1
         });
         self.next_frame = index + 1;
@@ -360,7 +370,12 @@ impl Drop for Connections {
             link.queue = None;
         }
         let limit = Limit::start(LINGER);
-        let writers = || self.links.iter().flatten().filter_map(|link| link.writer.as_ref());
+        let writers = || {
+            self.links
+                .iter()
+                .flatten()
+                .filter_map(|link| link.writer.as_ref())
+        };
         while writers().any(|writer| !writer.is_finished()) && limit.left().is_some() {
             thread::sleep(Duration::from_millis(1));
         }
@@ -372,3 +387,6 @@ impl Drop for Connections {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

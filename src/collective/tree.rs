@@ -179,7 +179,10 @@ mod tests {
         assert_eq!(subtrees(8, 3..6), [3..4, 4..6]);
         assert_eq!(subtrees(8, 6..8), [6..8]);
         let parts = [0..2, 2..3, 3..4, 4..6, 6..8];
-        let order: Vec<_> = adds(0..8, &parts).iter().map(|a| (a.into, a.from)).collect();
+        let order: Vec<_> = adds(0..8, &parts)
+            .iter()
+            .map(|a| (a.into, a.from))
+            .collect();
         assert_eq!(order, [(2, 3), (0, 2), (4, 6), (0, 4)]);
     }
 

@@ -78,7 +78,11 @@ impl Label {
 
     /// Compares a header with the one that must come now.
     pub(super) fn check(&self, values: usize, header: &[u8; HEADER]) -> Result<(), Mismatch> {
-        let found = header.as_chunks().0.iter().map(|field| u64::from_le_bytes(*field));
+        let found = header
+            .as_chunks()
+            .0
+            .iter()
+            .map(|field| u64::from_le_bytes(*field));
         for ((field, expected), found) in FIELDS.into_iter().zip(self.fields(values)).zip(found) {
             if expected != found {
                 return Err(Mismatch {
@@ -296,7 +300,10 @@ mod tests {
             nonce: [9; 32],
         };
         assert_eq!(Hello::decode(&hello.encode()), Some(hello));
-        assert_eq!(Hello::decode(b"GET / HTTP/1.1\r\nHost: worker-0.example:7000\r\nAccept: *"), None);
+        assert_eq!(
+            Hello::decode(b"GET / HTTP/1.1\r\nHost: worker-0.example:7000\r\nAccept: */*"),
+            None
+        );
         for verdict in [
             Verdict::Welcome,
             Verdict::Stale(Generation(8)),

@@ -1,3 +1,72 @@
-//! Placeholder.
+//! How the workers of a generation add up what their replicas computed, exactly.
+//!
+//! A [`Collective`] turns one vector a replica into their mean, and the bits of the mean don't
+//! depend on how many workers there are nor on which replicas each hosts: [`tree`] fixes the order
+//! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory; both pass the same
+//! conformance suite. This room knows nothing of networks, optimizers or the coordinator: it is
+//! given a [`Group`] and vectors.
+
+mod abort;
+#[cfg(test)]
+mod conformance;
+mod error;
+mod exact;
 mod flags;
+mod forming;
+mod group;
+mod handshake;
+mod in_process;
+mod limit;
+mod listener;
+mod socket;
+mod tcp;
+pub mod tree;
+mod wire;
+
+pub use abort::Abort;
+pub use error::{CollectiveError, Operation, Peers, Refusal, VectorFault};
 pub use flags::Flags;
+pub use group::{Group, GroupFault, GroupPeer};
+pub use in_process::InProcess;
+pub use listener::Listener;
+pub use tcp::{Deadlines, Tcp};
+
+use crate::ids::Rank;
+
+/// One rank's part in the sums of its generation.
+///
+/// All ranks call the same methods in the same order with vectors of the same length. A rank that
+/// does something else, dies, or doesn't come in time is an error on the others, which says who it
+/// was; no call waits for ever. After an error the collective is of no more use (but see
+/// [`CollectiveError::Vectors`]).
+pub trait Collective: Send {
+    /// This worker's place in the generation.
+    fn rank(&self) -> Rank;
+
+    /// How many workers the generation has.
+    fn world_size(&self) -> u32;
+
+    /// Writes the mean over all replicas of the job to `mean`.
+    ///
+    /// The sum follows the canonical [`tree`]; then it is divided by R in single precision, and
+    /// every NaN becomes [`f32::NAN`]. So the bits are a function of the replicas' vectors alone.
+    ///
+    /// # Shapes
+    /// `hosted[i]` is the vector of the i-th replica that this worker hosts, n elements, the same
+    /// n on all workers and in `mean`. What `hosted` holds afterwards is unspecified.
+    ///
+    /// # Errors
+    /// If a peer is lost, late or out of step, or the collective was aborted; `mean` is then
+    /// incomplete and must not be used.
+    fn reduce_mean(
+        &mut self,
+        hosted: &mut [&mut [f32]],
+        mean: &mut [f32],
+    ) -> Result<(), CollectiveError>;
+
+    /// Waits until every rank is here.
+    ///
+    /// # Errors
+    /// As [`reduce_mean`](Collective::reduce_mean).
+    fn barrier(&mut self) -> Result<(), CollectiveError>;
+}

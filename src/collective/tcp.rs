@@ -1,0 +1,392 @@
+//! Ranks that are processes, connected over TCP.
+//!
+//! Each pair of ranks shares one connection. The thread that calls the collective reads; a thread
+//! a peer writes, so that two ranks that send to each other never wait for each other to read.
+//! Frames pass through buffers that are used again and again.
+
+use super::Collective;
+use super::abort::Abort;
+use super::error::{CollectiveError, Operation, Peers};
+use super::exact::{CHUNK, Exact, Links, frames_under_way};
+use super::forming;
+use super::group::Group;
+use super::limit::Limit;
+use super::listener::Listener;
+use super::socket;
+use super::tree;
+use super::wire::{self, HEADER, Label};
+use crate::ids::{Generation, Rank};
+use std::io::{self, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::mpsc::{self, Receiver, SyncSender};
+use std::sync::{Arc, OnceLock};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// How long a collective that is dropped goes on writing what its peers have not taken yet.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// How long a group waits for its peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For all of them to be connected.
+    pub connect: Duration,
+    /// For one reduction or barrier.
+    pub collective: Duration,
+}
+
+/// One rank of a group over TCP.
+pub struct Tcp {
+    exact: Exact<Connections>,
+}
+
+impl Tcp {
+    /// Connects to every peer of the group, and waits for those that have not come yet.
+    ///
+    /// A generation can be joined once; after a failure the next attempt needs a newer one. To know
+    /// that the other ranks are connected too, follow with a
+    /// [`barrier`](Collective::barrier). `abort` calls off this wait and every later one.
+    ///
+    /// # Errors
+    /// If the group is impossible or stale, a peer refuses this worker or can't prove that it is
+    /// one, somebody is missing at the deadline, or it was aborted.
+    pub fn connect(
+        listener: &Listener,
+        group: &Group,
+        deadlines: Deadlines,
+        abort: &Abort,
+    ) -> Result<Self, CollectiveError> {
+        let generation = group.generation;
+        group
+            .check()
+            .map_err(|fault| CollectiveError::Group { generation, fault })?;
+        let limit = Limit::start(deadlines.connect);
+        let streams = forming::connect(listener, group, &limit, abort)?;
+        let ranges: Vec<_> = group
+            .peers
+            .iter()
+            .map(|peer| peer.replicas.clone())
+            .collect();
+        let own = tree::subtrees(group.replicas, ranges[group.rank.0 as usize].clone());
+        let mut connections = Connections {
+            generation,
+            links: (0..ranges.len()).map(|_| None).collect(),
+            frames: Vec::new(),
+            next_frame: 0,
+            incoming: vec![0; HEADER + CHUNK * 4],
+            abort: abort.clone(),
+            deadline: deadlines.collective,
+            operation: Operation::Barrier,
+            limit,
+        };
+        for (rank, stream) in streams {
+            let address = group.peers[rank.0 as usize].address.clone();
+            let link = Link::new(
+                stream,
+                address,
+                deadlines.collective,
+                frames_under_way(own.len()),
+            )
+            .map_err(|source| CollectiveError::Thread {
+                purpose: "writing to a peer",
+                source,
+            })?;
+            let stream = Arc::downgrade(&link.stream);
+            abort.on_abort(move || {
+                if let Some(stream) = stream.upgrade() {
+                    let _ = stream.shutdown(Shutdown::Both);
+                }
+            });
+            connections.links[rank.0 as usize] = Some(link);
+        }
+        Ok(Self {
+            exact: Exact::new(connections, generation, group.rank, &ranges),
+        })
+    }
+
+    /// What calls this collective off from another thread: the handle that it was connected with.
+    pub fn abort_handle(&self) -> Abort {
+        self.exact.links().abort.clone()
+    }
+}
+
+impl Collective for Tcp {
+    fn rank(&self) -> Rank {
+        self.exact.rank()
+    }
+
+    fn world_size(&self) -> u32 {
+        self.exact.world_size()
+    }
+
+    fn reduce_mean(
+        &mut self,
+        hosted: &mut [&mut [f32]],
+        mean: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        self.exact.reduce_mean(hosted, mean)
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.exact.barrier()
+    }
+}
+
+/// A frame on its way out; several writers may hold the same one.
+type Frame = Arc<Vec<u8>>;
+
+/// The connections of one rank.
+struct Connections {
+    generation: Generation,
+    /// By rank; there is none with itself.
+    links: Vec<Option<Link>>,
+    /// Frames to be filled again once no writer holds them.
+    frames: Vec<Frame>,
+    next_frame: usize,
+    /// The frame that is being read.
+    incoming: Vec<u8>,
+    abort: Abort,
+    deadline: Duration,
+    operation: Operation,
+    limit: Limit,
+}
+
+/// The connection with one peer.
+struct Link {
+    address: String,
+    stream: Arc<TcpStream>,
+    /// Nothing once no more will be sent.
+    queue: Option<SyncSender<Frame>>,
+    writer: Option<JoinHandle<()>>,
+    /// Why the writer stopped, if it failed.
+    failure: Arc<OnceLock<io::Error>>,
+}
+
+impl Link {
+    fn new(
+        stream: TcpStream,
+        address: String,
+        deadline: Duration,
+        frames: usize,
+    ) -> io::Result<Self> {
+        stream.set_nodelay(true)?;
+        stream.set_write_timeout(Some(deadline))?;
+        let stream = Arc::new(stream);
+        let failure = Arc::new(OnceLock::new());
+        let (queue, frames) = mpsc::sync_channel(frames);
+        let writer = thread::Builder::new()
+            .name("collective-writer".to_owned())
+            .spawn({
+                let (stream, failure) = (Arc::clone(&stream), Arc::clone(&failure));
+                move || write(&stream, &frames, &failure)
+            })?;
+        Ok(Self {
+            address,
+            stream,
+            queue: Some(queue),
+            writer: Some(writer),
+            failure,
+        })
+    }
+}
+
+/// A writer's life: until there is nothing more to write, or it can't be written.
+fn write(mut stream: &TcpStream, frames: &Receiver<Frame>, failure: &OnceLock<io::Error>) {
+    for frame in frames {
+        if let Err(error) = stream.write_all(&frame) {
+            let _ = failure.set(error);
+            // The reader may be waiting for this peer: it must not wait to no purpose.
+            let _ = stream.shutdown(Shutdown::Both);
+            return;
+        }
+    }
+    let _ = stream.shutdown(Shutdown::Write);
+}
+
+impl Connections {
+    /// A frame that no writer holds, filled.
+    fn frame(&mut self, label: Label, values: &[f32]) -> Frame {
+        let free = (0..self.frames.len())
+            .map(|step| (self.next_frame + step) % self.frames.len())
+            .find(|&index| Arc::strong_count(&self.frames[index]) == 1);
+        let index = free.unwrap_or_else(|| {
+            self.frames
+                .push(Arc::new(Vec::with_capacity(HEADER + CHUNK * 4)));
+            self.frames.len() - 1
+        });
+        self.next_frame = index + 1;
+        // Nobody else holds it, so this never copies.
+        let bytes = Arc::make_mut(&mut self.frames[index]);
+        bytes.resize(HEADER + values.len() * 4, 0);
+        bytes[..HEADER].copy_from_slice(&label.header(values.len()));
+        wire::encode(values, &mut bytes[HEADER..]);
+        Arc::clone(&self.frames[index])
+    }
+
+    fn queue(&self, to: Rank, frame: Frame) -> Result<(), CollectiveError> {
+        let sent = match self.link(to).and_then(|link| link.queue.as_ref()) {
+            // Should the queue be full, the peer is not reading, and the writer's own deadline
+            // ends the wait.
+            Some(queue) => queue.send(frame).is_ok(),
+            None => false,
+        };
+        if sent {
+            Ok(())
+        } else {
+            Err(self.lost(to, io::ErrorKind::BrokenPipe.into()))
+        }
+    }
+
+    fn link(&self, rank: Rank) -> Option<&Link> {
+        self.links.get(rank.0 as usize)?.as_ref()
+    }
+
+    fn aborted(&self) -> Result<(), CollectiveError> {
+        match self.abort.reason() {
+            None => Ok(()),
+            Some(reason) => Err(CollectiveError::Aborted {
+                generation: self.generation,
+                reason: reason.to_owned(),
+            }),
+        }
+    }
+
+    /// What it means that reading from a peer, or writing to it, ended like this.
+    fn lost(&self, rank: Rank, source: io::Error) -> CollectiveError {
+        if let Err(aborted) = self.aborted() {
+            return aborted;
+        }
+        let link = self.link(rank);
+        let address = link.map_or_else(String::new, |link| link.address.clone());
+        // What stopped the writer is the cause; that reading ended too is the consequence.
+        let source = match link.and_then(|link| link.failure.get()) {
+            Some(failure) => io::Error::new(failure.kind(), failure.to_string()),
+            None => source,
+        };
+        if socket::timed_out(&source) {
+            CollectiveError::Deadline {
+                generation: self.generation,
+                operation: self.operation,
+                missing: Peers(vec![(rank, address)]),
+                waited: self.limit.waited(),
+                last: String::new(),
+            }
+        } else {
+            CollectiveError::PeerLost {
+                generation: self.generation,
+                rank,
+                address,
+                source,
+            }
+        }
+    }
+}
+
+impl Links for Connections {
+    fn begin(&mut self, operation: Operation) -> Result<(), CollectiveError> {
+        self.operation = operation;
+        self.limit = Limit::start(self.deadline);
+        self.aborted()
+    }
+
+    fn send(&mut self, to: Rank, label: Label, values: &[f32]) -> Result<(), CollectiveError> {
+        let frame = self.frame(label, values);
+        self.queue(to, frame)
+    }
+
+    fn send_all(&mut self, label: Label, values: &[f32]) -> Result<(), CollectiveError> {
+        let frame = self.frame(label, values);
+        for to in (0..self.links.len() as u32).map(Rank) {
+            if self.link(to).is_some() {
+                self.queue(to, Arc::clone(&frame))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(
+        &mut self,
+        from: Rank,
+        label: Label,
+        into: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        let end = HEADER + into.len() * 4;
+        let mut incoming = std::mem::take(&mut self.incoming);
+        let outcome = self.read(from, label, into.len(), &mut incoming[..end]);
+        if outcome.is_ok() {
+            wire::decode(&incoming[HEADER..end], into);
+        }
+        self.incoming = incoming;
+        outcome
+    }
+
+    fn cut(&mut self) {
+        for link in self.links.iter().flatten() {
+            let _ = link.stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Connections {
+    /// Reads one frame and compares its header before waiting for the rest, which another frame
+    /// would not have.
+    fn read(
+        &self,
+        from: Rank,
+        label: Label,
+        values: usize,
+        frame: &mut [u8],
+    ) -> Result<(), CollectiveError> {
+        let Some(link) = self.link(from) else {
+            return Err(self.lost(from, io::ErrorKind::NotConnected.into()));
+        };
+        let read = |frame: &mut [u8], filled, enough| {
+            socket::fill(&link.stream, frame, filled, enough, &self.limit)
+                .map_err(|source| self.lost(from, source))
+        };
+        let filled = read(frame, 0, HEADER)?;
+        let mut header = [0; HEADER];
+        header.copy_from_slice(&frame[..HEADER]);
+        label
+            .check(values, &header)
+            .map_err(|mismatch| CollectiveError::Protocol {
+                generation: self.generation,
+                rank: from,
+                address: link.address.clone(),
+                field: mismatch.field,
+                expected: mismatch.expected,
+                found: mismatch.found,
+            })?;
+        let end = frame.len();
+        read(frame, filled, end)?;
+        Ok(())
+    }
+}
+
+/// What was sent is written out first: a peer may still need it to complete the last collective.
+impl Drop for Connections {
+    fn drop(&mut self) {
+        for link in self.links.iter_mut().flatten() {
+            link.queue = None;
+        }
+        let limit = Limit::start(LINGER);
+        let writers = || {
+            self.links
+                .iter()
+                .flatten()
+                .filter_map(|link| link.writer.as_ref())
+        };
+        while writers().any(|writer| !writer.is_finished()) && limit.left().is_some() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.cut();
+        for link in self.links.iter_mut().flatten() {
+            if let Some(writer) = link.writer.take() {
+                let _ = writer.join();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

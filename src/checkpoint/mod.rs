@@ -1,1 +1,130 @@
-//! Placeholder.
+//! Checkpoints: the training state on disk, whole or invisible, and verified when read.
+//!
+//! A checkpoint is a folder `step-00000500` of safetensors files and a manifest. It is written
+//! under another name and renamed when every byte is on disk, so whoever sees the folder sees all
+//! of it. Every file is known by its length and SHA-256, the manifest by its own checksum, and the
+//! training state by a [`digest`] that doesn't depend on how it is encoded: two runs of a job
+//! agree if and only if their digests do.
+//!
+//! This room knows names, shapes and bytes. It knows nothing of libtorch, of who trains, or of
+//! when a checkpoint is due, and it reads no clock.
+
+mod disk;
+mod manifest;
+mod state;
+mod store;
+
+pub use manifest::{
+    Description, FORMAT, FileInfo, KeyDifference, Manifest, differing_keys, read_manifest,
+};
+pub use state::{Kind, Snapshot, TensorData, digest};
+pub use store::{Store, Stored, read, read_file};
+
+use crate::ids::Step;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What can go wrong with a checkpoint. Each message says which file, what, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    /// The disk refused an operation.
+    #[error("{path}: can't {operation}: {source}", path = path.display())]
+    Io {
+        /// What was tried: "write", "rename", …
+        operation: &'static str,
+        /// On which file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// There is no space left. The checkpoints that were there are untouched.
+    #[error(
+        "{path}: the disk is full ({source}); earlier checkpoints are untouched: free some space, or lower checkpoint.keep_last",
+        path = path.display()
+    )]
+    DiskFull {
+        /// The file that didn't fit.
+        path: PathBuf,
+        /// The system's account.
+        source: io::Error,
+    },
+    /// A file is not what was written, or is missing.
+    #[error("{path}: damaged: {detail}; use another checkpoint", path = path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found, and what was expected.
+        detail: String,
+    },
+    /// A later version of Ganglion wrote it.
+    #[error(
+        "{path}: checkpoint format {found}, but this program reads formats up to {known}: use the version that wrote it",
+        path = path.display()
+    )]
+    NewerFormat {
+        /// The manifest.
+        path: PathBuf,
+        /// The format it claims.
+        found: u32,
+        /// The newest format known here.
+        known: u32,
+    },
+    /// Another state of the same step is there already. A job has one history, so one of the two
+    /// states is wrong, or they are two jobs' in one folder.
+    #[error(
+        "{path}: TWO HISTORIES: the checkpoint of step {step} that is there has digest {stored}, the one to be written has {computed}; nothing was overwritten. Either two jobs share this folder, or software, device kind or data changed under the job: keep both, and start the job in a new run directory",
+        path = path.display()
+    )]
+    TwoHistories {
+        /// The checkpoint that is there.
+        path: PathBuf,
+        /// Its step.
+        step: Step,
+        /// Its digest.
+        stored: String,
+        /// The digest of the state that was to be written.
+        computed: String,
+    },
+    /// The state can't be written as it is.
+    #[error("{name}: can't be checkpointed: {detail}")]
+    State {
+        /// The file or tensor.
+        name: String,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The checkpoint has no such file.
+    #[error("{path}: no file {file} in this checkpoint; it has {present}", path = path.display())]
+    NoSuchFile {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The file that was asked for.
+        file: String,
+        /// Those that are there.
+        present: String,
+    },
+}
+
+impl CheckpointError {
+    /// The error of `operation` on `path`.
+    fn io(operation: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::WriteZero => Self::DiskFull { path, source },
+            _ => Self::Io {
+                operation,
+                path,
+                source,
+            },
+        }
+    }
+
+    fn damaged(path: &Path, detail: impl Into<String>) -> Self {
+        Self::Damaged {
+            path: path.to_owned(),
+            detail: detail.into(),
+        }
+    }
+}

@@ -1,1 +1,11 @@
-//! Placeholder.
+//! What a job tells people and machines about itself while it runs: logs, metrics, a progress bar,
+//! and the record of every step.
+//!
+//! This room owns every metric's name and every line's format. It measures nothing and decides
+//! nothing: figures and times come in as arguments.
+
+pub mod catalog;
+pub mod logging;
+pub mod metrics;
+pub mod progress;
+pub mod records;

@@ -1,0 +1,504 @@
+//! Prometheus metrics: the exporter, and one function for each thing that is measured.
+//!
+//! A function here does nothing but set metrics; before [`install`], it does nothing at all.
+
+use super::catalog::{self, CheckpointOp, Kind, Metric, Net, Role};
+use metrics_exporter_prometheus::{
+    BuildError, ExporterFuture, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::time::Duration;
+
+/// How often a free port is looked for when any will do.
+const PORT_ATTEMPTS: usize = 16;
+
+/// Why metrics can't be exported.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The address can't be listened on.
+    #[error("can't export metrics on {address}: {detail}; choose another address or port")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The system's account.
+        detail: String,
+    },
+    /// Metrics are exported by this process already.
+    #[error("metrics are set up already in this process: set them up once, in main")]
+    AlreadyInstalled,
+    /// There is no tokio runtime for the exporter to live on.
+    #[error("metrics were set up outside a tokio runtime, which the exporter needs")]
+    NoRuntime,
+    /// The exporter refuses its settings.
+    #[error("can't set up the metric {metric}: {detail}")]
+    Settings {
+        /// The metric.
+        metric: &'static str,
+        /// The exporter's account.
+        detail: String,
+    },
+}
+
+/// The metrics of this process.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    address: SocketAddr,
+    prometheus: PrometheusHandle,
+}
+
+impl Handle {
+    /// Where metrics are served: `http://<address>/metrics`.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The metrics as Prometheus would scrape them now.
+    pub fn render(&self) -> String {
+        self.prometheus.render()
+    }
+}
+
+/// Serves the metrics of `role` over HTTP on `listen`, for as long as the current tokio runtime
+/// lives. With port 0, a free one is chosen: [`Handle::address`] tells which.
+///
+/// # Errors
+/// [`TelemetryError`]; [`TelemetryError::AlreadyInstalled`] the second time in a process.
+pub fn install(listen: SocketAddr, role: Role) -> Result<Handle, TelemetryError> {
+    let runtime = tokio::runtime::Handle::try_current().map_err(|_| TelemetryError::NoRuntime)?;
+    let (address, recorder, exporter) = bind(listen)?;
+    let prometheus = recorder.handle();
+    metrics::with_local_recorder(&recorder, || introduce(role));
+    metrics::set_global_recorder(recorder).map_err(|_| TelemetryError::AlreadyInstalled)?;
+    runtime.spawn(async move {
+        if let Err(error) = exporter.await {
+            tracing::error!(?error, "metrics are no longer served");
+        }
+    });
+    Ok(Handle {
+        address,
+        prometheus,
+    })
+}
+
+/// A recorder and its exporter, listening.
+fn bind(
+    listen: SocketAddr,
+) -> Result<(SocketAddr, PrometheusRecorder, ExporterFuture), TelemetryError> {
+    let failed = |address, detail| TelemetryError::Bind { address, detail };
+    let mut attempt = 1;
+    loop {
+        // The exporter doesn't tell which port it was given, so a free one is found first. If
+        // another process takes it in between, another one is found.
+        let address = match listen.port() {
+            0 => free_port(listen).map_err(|error| failed(listen, error.to_string()))?,
+            _ => listen,
+        };
+        match builder()?.with_http_listener(address).build() {
+            Ok((recorder, exporter)) => return Ok((address, recorder, exporter)),
+            Err(_) if listen.port() == 0 && attempt < PORT_ATTEMPTS => attempt += 1,
+            Err(BuildError::FailedToCreateHTTPListener(detail)) => {
+                return Err(failed(address, detail));
+            }
+            Err(error) => return Err(failed(address, error.to_string())),
+        }
+    }
+}
+
+fn free_port(listen: SocketAddr) -> io::Result<SocketAddr> {
+    TcpListener::bind(listen)?.local_addr()
+}
+
+/// Settings of the exporter: without buckets, a histogram would become a summary.
+fn builder() -> Result<PrometheusBuilder, TelemetryError> {
+    let mut builder = PrometheusBuilder::new();
+    for metric in catalog::ALL {
+        if let Kind::Histogram { buckets } = metric.kind {
+            builder = builder
+                .set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), buckets)
+                .map_err(|error| TelemetryError::Settings {
+                    metric: metric.name,
+                    detail: error.to_string(),
+                })?;
+        }
+    }
+    Ok(builder)
+}
+
+/// Describes the metrics of `role` and creates their series, so that a rate is right from the
+/// first event on.
+fn introduce(role: Role) {
+    for metric in catalog::of(role) {
+        match metric.kind {
+            Kind::Counter => metrics::describe_counter!(metric.name, metric.help),
+            Kind::Gauge { .. } => metrics::describe_gauge!(metric.name, metric.help),
+            Kind::Histogram { .. } => metrics::describe_histogram!(metric.name, metric.help),
+        }
+        let values: Vec<Option<&'static str>> = match metric.label {
+            Some(label) => label.values.iter().copied().map(Some).collect(),
+            None => vec![None],
+        };
+        for value in values {
+            match metric.kind {
+                Kind::Counter => count(metric, value, 0),
+                Kind::Gauge { from: Some(from) } => set(metric, value, from),
+                Kind::Gauge { from: None } => {}
+                // To ask for it is to create it, with no observation.
+                Kind::Histogram { .. } => drop(histogram(metric, value)),
+            }
+        }
+    }
+}
+
+fn labels(metric: &Metric, value: Option<&'static str>) -> Vec<metrics::Label> {
+    metric
+        .label
+        .zip(value)
+        .map(|(label, value)| metrics::Label::from_static_parts(label.name, value))
+        .into_iter()
+        .collect()
+}
+
+fn count(metric: &Metric, value: Option<&'static str>, by: u64) {
+    metrics::counter!(metric.name, labels(metric, value)).increment(by);
+}
+
+fn set(metric: &Metric, value: Option<&'static str>, to: f64) {
+    metrics::gauge!(metric.name, labels(metric, value)).set(to);
+}
+
+fn histogram(metric: &Metric, value: Option<&'static str>) -> metrics::Histogram {
+    metrics::histogram!(metric.name, labels(metric, value))
+}
+
+fn observe(metric: &Metric, value: Option<&'static str>, duration: Duration) {
+    histogram(metric, value).record(duration.as_secs_f64());
+}
+
+/// What a worker measures of its own work.
+pub mod worker {
+    use super::super::catalog::{
+        StepPhase, WORKER_ALLREDUCE_BYTES, WORKER_ALLREDUCE_DURATION, WORKER_IMAGES,
+        WORKER_STEP_DURATION,
+    };
+    use super::{Duration, count, observe};
+
+    /// `images` more real images were trained on.
+    pub fn images(images: u64) {
+        count(&WORKER_IMAGES, None, images);
+    }
+
+    /// A step, or a part of one, took `duration`.
+    pub fn step(duration: Duration, phase: StepPhase) {
+        observe(&WORKER_STEP_DURATION, Some(phase.as_str()), duration);
+    }
+
+    /// A reduction took `duration`, and this worker sent `bytes` to its peers.
+    pub fn allreduce(duration: Duration, bytes: u64) {
+        observe(&WORKER_ALLREDUCE_DURATION, None, duration);
+        count(&WORKER_ALLREDUCE_BYTES, None, bytes);
+    }
+}
+
+/// How training goes, over all replicas: every worker of a generation says the same.
+pub mod train {
+    use super::super::catalog::{
+        TRAIN_D_FAKE_MEAN, TRAIN_D_REAL_MEAN, TRAIN_EPOCH, TRAIN_GRAD_NORM, TRAIN_LOSS,
+        TRAIN_NONFINITE, TRAIN_STEP,
+    };
+    use super::{Net, count, set};
+    use crate::ids::{Epoch, Step};
+
+    /// Scalars of a step.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    pub struct Scalars {
+        /// The discriminator's cost.
+        pub loss_d: f64,
+        /// The generator's cost.
+        pub loss_g: f64,
+        /// Mean of D(x).
+        pub d_real: f64,
+        /// Mean of D(G(z)).
+        pub d_fake: f64,
+        /// Norm of the discriminator's gradient.
+        pub grad_norm_d: f64,
+        /// Norm of the generator's gradient.
+        pub grad_norm_g: f64,
+        /// Gradient elements that are NaN or infinite.
+        pub nonfinite: u64,
+    }
+
+    /// The state of `step`, in `epoch`, is reached or was loaded.
+    pub fn reached(step: Step, epoch: Epoch) {
+        set(&TRAIN_STEP, None, step.0 as f64);
+        set(&TRAIN_EPOCH, None, epoch.0 as f64);
+    }
+
+    /// The scalars of the newest step are known.
+    pub fn scalars(scalars: &Scalars) {
+        for (net, loss, norm) in [
+            (Net::Generator, scalars.loss_g, scalars.grad_norm_g),
+            (Net::Discriminator, scalars.loss_d, scalars.grad_norm_d),
+        ] {
+            set(&TRAIN_LOSS, Some(net.as_str()), loss);
+            set(&TRAIN_GRAD_NORM, Some(net.as_str()), norm);
+        }
+        set(&TRAIN_D_REAL_MEAN, None, scalars.d_real);
+        set(&TRAIN_D_FAKE_MEAN, None, scalars.d_fake);
+        count(&TRAIN_NONFINITE, None, scalars.nonfinite);
+    }
+}
+
+/// What becomes of checkpoints.
+pub mod checkpoint {
+    use super::super::catalog::{
+        CHECKPOINT_BYTES, CHECKPOINT_DURATION, CHECKPOINT_FAILURES, CHECKPOINT_LAST_SUCCESS,
+    };
+    use super::{CheckpointOp, Duration, count, observe, set};
+
+    /// A checkpoint of `bytes` was written, which took `duration` and ended at `unix_seconds`.
+    pub fn written(duration: Duration, bytes: u64, unix_seconds: f64) {
+        observe(
+            &CHECKPOINT_DURATION,
+            Some(CheckpointOp::Write.as_str()),
+            duration,
+        );
+        set(&CHECKPOINT_BYTES, None, bytes as f64);
+        set(&CHECKPOINT_LAST_SUCCESS, None, unix_seconds);
+    }
+
+    /// A checkpoint was read and verified, which took `duration`.
+    pub fn read(duration: Duration) {
+        observe(
+            &CHECKPOINT_DURATION,
+            Some(CheckpointOp::Read.as_str()),
+            duration,
+        );
+    }
+
+    /// A checkpoint could not be written.
+    pub fn failed() {
+        count(&CHECKPOINT_FAILURES, None, 1);
+    }
+}
+
+/// What the coordinator knows of the job.
+pub mod coord {
+    use super::super::catalog::{
+        COORD_GENERATION, COORD_RECONFIGURATIONS, COORD_RECOVERY_DURATION, COORD_SPANS,
+        COORD_WORKER_LAG, COORD_WORKERS, Cause, RecoveryPhase, SpanState, WorkerState,
+    };
+    use super::{Duration, count, observe, set};
+    use crate::ids::Generation;
+
+    /// `workers` workers are in `state`.
+    pub fn workers(state: WorkerState, workers: usize) {
+        set(&COORD_WORKERS, Some(state.as_str()), workers as f64);
+    }
+
+    /// `generation` is formed, because of `cause`.
+    pub fn reconfigured(generation: Generation, cause: Cause) {
+        set(&COORD_GENERATION, None, generation.0 as f64);
+        count(&COORD_RECONFIGURATIONS, Some(cause.as_str()), 1);
+    }
+
+    /// A recovery, or a part of one, took `duration`.
+    pub fn recovery(duration: Duration, phase: RecoveryPhase) {
+        observe(&COORD_RECOVERY_DURATION, Some(phase.as_str()), duration);
+    }
+
+    /// `spans` spans of the current epoch are in `state`.
+    pub fn spans(state: SpanState, spans: u64) {
+        set(&COORD_SPANS, Some(state.as_str()), spans as f64);
+    }
+
+    /// The least advanced worker is `steps` behind the most advanced one.
+    pub fn worker_lag(steps: u64) {
+        set(&COORD_WORKER_LAG, None, steps as f64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::catalog::{Cause, RecoveryPhase, SpanState, StepPhase, VERSION, WorkerState};
+    use super::*;
+    use crate::ids::{Epoch, Generation, Step};
+    use std::io::{Read, Write};
+
+    /// What `role` exports after `work`.
+    fn rendered(role: Role, work: impl FnOnce()) -> String {
+        let recorder = builder().unwrap().build_recorder();
+        metrics::with_local_recorder(&recorder, || {
+            introduce(role);
+            work();
+        });
+        recorder.handle().render()
+    }
+
+    fn work_of_a_worker() {
+        worker::images(128);
+        worker::images(128);
+        worker::step(Duration::from_millis(70), StepPhase::Whole);
+        worker::allreduce(Duration::from_millis(3), 4096);
+        train::reached(Step(7), Epoch(1));
+        train::scalars(&train::Scalars {
+            loss_d: 1.5,
+            loss_g: 0.5,
+            d_real: 0.75,
+            d_fake: 0.25,
+            grad_norm_d: 3.0,
+            grad_norm_g: 4.0,
+            nonfinite: 2,
+        });
+        checkpoint::written(Duration::from_secs(1), 1000, 1_700_000_000.5);
+        checkpoint::read(Duration::from_secs(1));
+        checkpoint::failed();
+    }
+
+    fn work_of_a_coordinator() {
+        coord::workers(WorkerState::Training, 4);
+        coord::reconfigured(Generation(3), Cause::Death);
+        coord::recovery(Duration::from_millis(300), RecoveryPhase::Whole);
+        coord::spans(SpanState::Done, 12);
+        coord::worker_lag(2);
+    }
+
+    #[test]
+    fn counters_and_histograms_are_there_before_anything_happens() {
+        let text = rendered(Role::Worker, || {});
+        for line in [
+            "# HELP gan_worker_images_total Real images that this worker trained on.",
+            "# TYPE gan_worker_images_total counter",
+            "gan_worker_images_total 0",
+            "gan_checkpoint_failures_total 0",
+            "# TYPE gan_worker_step_duration_seconds histogram",
+            "gan_worker_step_duration_seconds_bucket{phase=\"data\",le=\"0.05\"} 0",
+            "gan_worker_step_duration_seconds_count{phase=\"whole\"} 0",
+            &format!("gan_build_info{{version=\"{VERSION}\"}} 1"),
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "no {line:?} in\n{text}"
+            );
+        }
+        assert!(
+            !text.contains("gan_train_loss"),
+            "a loss that nobody computed"
+        );
+        assert!(!text.contains("gan_coord_"));
+
+        let text = rendered(Role::Coordinator, || {});
+        for cause in Cause::ALL {
+            let line = format!(
+                "gan_coord_reconfigurations_total{{cause=\"{}\"}} 0",
+                cause.as_str()
+            );
+            assert!(text.contains(&line), "no {line:?} in\n{text}");
+        }
+        assert!(!text.contains("gan_worker_") && !text.contains("gan_train_"));
+    }
+
+    #[test]
+    fn what_is_measured_is_exported() {
+        let text = rendered(Role::Worker, work_of_a_worker)
+            + &rendered(Role::Coordinator, work_of_a_coordinator);
+        for line in [
+            "gan_worker_images_total 256",
+            "gan_worker_step_duration_seconds_bucket{phase=\"whole\",le=\"0.05\"} 0",
+            "gan_worker_step_duration_seconds_bucket{phase=\"whole\",le=\"0.1\"} 1",
+            "gan_worker_step_duration_seconds_sum{phase=\"whole\"} 0.07",
+            "gan_worker_allreduce_duration_seconds_count 1",
+            "gan_worker_allreduce_bytes_total 4096",
+            "gan_train_loss{net=\"discriminator\"} 1.5",
+            "gan_train_loss{net=\"generator\"} 0.5",
+            "gan_train_d_real_mean 0.75",
+            "gan_train_d_fake_mean 0.25",
+            "gan_train_grad_norm{net=\"discriminator\"} 3",
+            "gan_train_grad_norm{net=\"generator\"} 4",
+            "gan_train_nonfinite_total 2",
+            "gan_train_epoch 1",
+            "gan_train_step 7",
+            "gan_checkpoint_duration_seconds_count{op=\"write\"} 1",
+            "gan_checkpoint_duration_seconds_count{op=\"read\"} 1",
+            "gan_checkpoint_bytes 1000",
+            "gan_checkpoint_last_success_timestamp_seconds 1700000000.5",
+            "gan_checkpoint_failures_total 1",
+            "gan_coord_workers{state=\"training\"} 4",
+            "gan_coord_workers{state=\"waiting\"} 0",
+            "gan_coord_generation 3",
+            "gan_coord_reconfigurations_total{cause=\"death\"} 1",
+            "gan_coord_reconfigurations_total{cause=\"join\"} 0",
+            "gan_coord_recovery_duration_seconds_count{phase=\"whole\"} 1",
+            "gan_coord_spans{state=\"done\"} 12",
+            "gan_coord_worker_lag_steps 2",
+        ] {
+            assert!(
+                text.lines().any(|found| found == line),
+                "no {line:?} in\n{text}"
+            );
+        }
+        for metric in catalog::ALL {
+            let line = format!("# TYPE {} {}", metric.name, metric.kind.label());
+            assert!(
+                text.lines().any(|found| found == line),
+                "no {line:?} in\n{text}"
+            );
+        }
+        assert!(
+            !text.contains("quantile"),
+            "a histogram without buckets is a summary"
+        );
+    }
+
+    #[test]
+    fn outside_a_runtime_is_an_error_and_no_panic() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        assert!(matches!(
+            install(any, Role::Worker),
+            Err(TelemetryError::NoRuntime)
+        ));
+    }
+
+    fn scrape(address: SocketAddr) -> String {
+        let mut stream = std::net::TcpStream::connect(address).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        text
+    }
+
+    /// One test for all that is global to a process.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn metrics_are_served_where_the_handle_says() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        let message = install(address, Role::Worker).unwrap_err().to_string();
+        assert!(
+            message.starts_with(&format!("can't export metrics on {address}: ")),
+            "{message}"
+        );
+
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let handle = install(any, Role::Worker).unwrap();
+        assert_ne!(handle.address().port(), 0);
+        worker::images(5);
+        let scraped = tokio::task::spawn_blocking({
+            let address = handle.address();
+            move || scrape(address)
+        });
+        let text = scraped.await.unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK"), "{text}");
+        assert!(text.contains("gan_worker_images_total 5"), "{text}");
+        assert!(handle.render().contains("gan_worker_images_total 5"));
+
+        assert!(matches!(
+            install(any, Role::Worker),
+            Err(TelemetryError::AlreadyInstalled)
+        ));
+    }
+}

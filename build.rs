@@ -1,14 +1,12 @@
 //! Compiles the protocol and, with the feature `torch`, the C++ shim.
 
 use std::error::Error;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 fn main() -> Result<(), Box<dyn Error>> {
     protocol()?;
-    if std::env::var_os("CARGO_FEATURE_TORCH").is_some() {
-        #[cfg(feature = "torch")]
-        shim()?;
-    }
+    #[cfg(feature = "torch")]
+    shim()?;
     Ok(())
 }
 
@@ -31,7 +29,7 @@ fn protocol() -> Result<(), Box<dyn Error>> {
 fn shim() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=src/torch/shim.cpp");
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
-    let root = Path::new(&lib)
+    let root = std::path::Path::new(&lib)
         .parent()
         .ok_or("libtorch has no parent folder")?;
     cc::Build::new()

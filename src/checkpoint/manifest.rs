@@ -2,11 +2,10 @@
 
 use super::CheckpointError;
 use super::state::sha256;
-use crate::config::{Job, Model, StateKeys};
+use crate::config::{Model, StateKeys};
 use crate::ids::{Epoch, Generation, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::path::Path;
 
@@ -208,62 +207,10 @@ pub(super) fn unreadable(path: &Path, error: io::Error) -> CheckpointError {
     }
 }
 
-/// A key that the state depends on, with one value in the checkpoint and another in the job.
-#[derive(Clone, Debug, PartialEq)]
-pub struct KeyDifference {
-    /// `section.key`
-    pub key: String,
-    /// Its value in the checkpoint, if it is there.
-    pub checkpoint: Option<serde_json::Value>,
-    /// Its value in the job, if it is there.
-    pub job: Option<serde_json::Value>,
-}
-
-impl fmt::Display for KeyDifference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = |value: &Option<serde_json::Value>| match value {
-            Some(value) => value.to_string(),
-            None => "absent".to_owned(),
-        };
-        write!(
-            f,
-            "{} is {} in the checkpoint and {} in the job",
-            self.key,
-            value(&self.checkpoint),
-            value(&self.job)
-        )
-    }
-}
-
-/// The keys that forbid going on from this checkpoint with `job`, in order; none if it may.
-///
-/// The data is not compared here: its identity is `data_digest`.
-pub fn differing_keys(manifest: &Manifest, job: &Job) -> Vec<KeyDifference> {
-    let job = as_read(&job.state_keys());
-    let mut keys: Vec<&String> = manifest.state_keys.keys().chain(job.keys()).collect();
-    keys.sort();
-    keys.dedup();
-    keys.into_iter()
-        .filter(|key| manifest.state_keys.get(*key) != job.get(*key))
-        .map(|key| KeyDifference {
-            key: key.clone(),
-            checkpoint: manifest.state_keys.get(key).cloned(),
-            job: job.get(key).cloned(),
-        })
-        .collect()
-}
-
-/// `keys` as they come out of a manifest. serde_json may read a float as a neighbour of the one
-/// that was written, so values are compared after the same passage through text.
-fn as_read(keys: &StateKeys) -> StateKeys {
-    serde_json::to_string(keys)
-        .and_then(|text| serde_json::from_str(&text))
-        .unwrap_or_else(|_| keys.clone())
-}
-
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::config::{Job, differences};
     use proptest::prelude::*;
 
     pub(in super::super) fn job(text: &str) -> Job {
@@ -357,36 +304,6 @@ pub(super) mod tests {
         }
     }
 
-    #[test]
-    fn only_keys_that_the_state_depends_on_forbid_a_resume() {
-        let read = parse(&manifest().seal(Path::new("x")).unwrap()).unwrap();
-        assert_eq!(differing_keys(&read, &job("")), []);
-        let free = job("[workers]\nmin = 3\n[checkpoint]\nevery_steps = 7");
-        assert_eq!(differing_keys(&read, &free), []);
-
-        let changed = job("batch = 32\n[optimizer]\nbeta1 = 0.25");
-        let messages: Vec<String> = differing_keys(&read, &changed)
-            .iter()
-            .map(KeyDifference::to_string)
-            .collect();
-        assert_eq!(
-            messages,
-            [
-                "optimizer.discriminator.beta1 is 0.5 in the checkpoint and 0.25 in the job",
-                "optimizer.generator.beta1 is 0.5 in the checkpoint and 0.25 in the job",
-                "train.batch is 16 in the checkpoint and 32 in the job",
-            ]
-        );
-
-        let mut older = read;
-        older.state_keys.remove("train.batch");
-        let message = differing_keys(&older, &job(""))[0].to_string();
-        assert_eq!(
-            message,
-            "train.batch is absent in the checkpoint and 16 in the job"
-        );
-    }
-
     proptest! {
         #[test]
         fn no_float_of_a_job_differs_from_its_own_checkpoint(rate in 1e-30f64..1e30) {
@@ -394,7 +311,7 @@ pub(super) mod tests {
             job.optimizer.learning_rate = rate;
             let written = Manifest { state_keys: job.state_keys(), ..manifest() };
             let read = parse(&written.seal(Path::new("x")).unwrap()).unwrap();
-            prop_assert_eq!(differing_keys(&read, &job), []);
+            prop_assert_eq!(differences(&read.state_keys, &job.state_keys()), []);
         }
     }
 }

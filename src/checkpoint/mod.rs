@@ -14,9 +14,7 @@ mod manifest;
 mod state;
 mod store;
 
-pub use manifest::{
-    Description, FORMAT, FileInfo, KeyDifference, Manifest, differing_keys, read_manifest,
-};
+pub use manifest::{Description, FORMAT, FileInfo, Manifest, read_manifest};
 pub use state::{Kind, Snapshot, TensorData, digest};
 pub use store::{Store, Stored, read, read_file};
 

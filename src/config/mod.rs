@@ -6,12 +6,13 @@
 
 mod durations;
 mod load;
+mod state_keys;
 mod validate;
 
 pub use load::{ConfigError, Override, load, parse};
+pub use state_keys::{KeyDifference, StateKeys, differences};
 
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -403,18 +404,33 @@ impl Default for Deadlines {
     }
 }
 
-impl fmt::Display for Objective {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Objective::Minimax => "minimax",
-            Objective::NonSaturating => "non-saturating",
-            Objective::MaximumLikelihood => "maximum-likelihood",
-        })
-    }
+/// Shows a choice as the job file spells it.
+macro_rules! spelled {
+    ($($choice:ident { $($variant:ident => $text:literal),* $(,)? })*) => {
+        $(impl fmt::Display for $choice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self {
+                    $($choice::$variant => $text,)*
+                })
+            }
+        })*
+    };
 }
 
-/// A key of the job file, `section.key`, and its value as JSON.
-pub type StateKeys = BTreeMap<String, serde_json::Value>;
+spelled! {
+    Objective {
+        Minimax => "minimax",
+        NonSaturating => "non-saturating",
+        MaximumLikelihood => "maximum-likelihood",
+    }
+    Update {
+        Alternating => "alternating",
+        Simultaneous => "simultaneous",
+    }
+    Precision {
+        F32 => "f32",
+    }
+}
 
 impl Job {
     /// Samples a step over all replicas: R·b.
@@ -436,67 +452,6 @@ impl Job {
         match self.workers.max {
             0 => self.train.replicas,
             max => max.min(self.train.replicas),
-        }
-    }
-
-    /// The keys that the state depends on, with their values. A job may be resumed with other
-    /// values of all keys but these. What the data holds is known by its digest, not by its path.
-    pub fn state_keys(&self) -> StateKeys {
-        let mut keys = StateKeys::new();
-        if let Ok(serde_json::Value::Object(sections)) = serde_json::to_value(self) {
-            flatten("", sections, &mut keys);
-        }
-        for adam in ["generator", "discriminator"] {
-            keys.retain(|key, _| !key.starts_with(&format!("optimizer.{adam}.")));
-        }
-        keys.retain(|key, _| !FREE_KEYS.contains(&key.as_str()) && !is_free_section(key));
-        for (network, adam) in [
-            ("generator", self.optimizer.generator()),
-            ("discriminator", self.optimizer.discriminator()),
-        ] {
-            for (name, value) in [
-                ("learning_rate", adam.learning_rate),
-                ("beta1", adam.beta1),
-                ("beta2", adam.beta2),
-                ("epsilon", adam.epsilon),
-            ] {
-                keys.retain(|key, _| *key != format!("optimizer.{name}"));
-                keys.insert(format!("optimizer.{network}.{name}"), value.into());
-            }
-        }
-        keys
-    }
-}
-
-/// Keys that the state after a given step doesn't depend on.
-const FREE_KEYS: &[&str] = &[
-    "job.name",
-    "data.uri",
-    "data.cache",
-    "train.steps",
-    "train.epochs",
-    "workers.min",
-    "workers.max",
-];
-
-fn is_free_section(key: &str) -> bool {
-    ["checkpoint.", "sample.", "deadlines."]
-        .iter()
-        .any(|section| key.starts_with(section))
-}
-
-fn flatten(prefix: &str, table: serde_json::Map<String, serde_json::Value>, out: &mut StateKeys) {
-    for (name, value) in table {
-        let key = if prefix.is_empty() {
-            name
-        } else {
-            format!("{prefix}.{name}")
-        };
-        match value {
-            serde_json::Value::Object(inner) => flatten(&key, inner, out),
-            value => {
-                out.insert(key, value);
-            }
         }
     }
 }

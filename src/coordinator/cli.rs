@@ -1,15 +1,15 @@
 //! `gan-coord`'s command line.
 
 use super::local::Local;
-use super::{Coordinator, CoordinatorError, Foundations, Options};
+use super::{Coordinator, CoordinatorError, Ending, Options, preview};
 use crate::config::{self, ConfigError, Job, Override};
-use crate::data::DataError;
 use crate::ids::Epoch;
 use crate::membership::Outcome;
-use crate::model::architecture::Architecture;
 use crate::proto;
 use crate::proto::coordinator_client::CoordinatorClient;
-use crate::telemetry::{self, LogFormat, LogTarget, Role};
+use crate::telemetry::catalog::Role;
+use crate::telemetry::logging::{self, LogFormat, LogTarget};
+use crate::telemetry::metrics;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -184,12 +184,6 @@ impl From<CoordinatorError> for Failure {
     }
 }
 
-impl From<DataError> for Failure {
-    fn from(error: DataError) -> Self {
-        CoordinatorError::from(error).into()
-    }
-}
-
 fn failed(message: impl ToString) -> Failure {
     Failure {
         code: FAILED,
@@ -203,8 +197,15 @@ impl Cli {
         let result = match self.command {
             Command::Run(run) => run.run(self.log_format.into()),
             Command::Serve(serve) => serve.run(self.log_format.into()),
-            Command::Check(job) => check(&job),
-            Command::Plan(plan) => plan.run(),
+            Command::Check(args) => args
+                .load()
+                .map_err(Failure::from)
+                .and_then(|job| print(&preview::check(&job)?)),
+            Command::Plan(args) => args
+                .job
+                .load()
+                .map_err(Failure::from)
+                .and_then(|job| print(&preview::plan(&job, Epoch(args.epoch), args.json)?)),
             Command::Status(status) => on_runtime(status.run()),
             Command::Stop(remote) => on_runtime(stop(remote)),
             Command::Completions { shell } => {
@@ -239,7 +240,7 @@ fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
 }
 
 /// Resolves at Ctrl-C or SIGTERM; a second one ends the process at once.
-async fn told_to_stop() -> String {
+async fn told_to_stop() -> Ending {
     let reason = crate::signals::termination().await;
     tokio::spawn(async {
         crate::signals::termination().await;
@@ -249,7 +250,7 @@ async fn told_to_stop() -> String {
     eprintln!(
         "\ngan-coord: {reason}: finishing the step, then a checkpoint (again to end at once)"
     );
-    reason
+    Ending::Stop(reason)
 }
 
 impl Run {
@@ -272,7 +273,8 @@ impl Run {
         };
         std::fs::create_dir_all(&run_dir)
             .map_err(|error| failed(format!("{}: {error}", run_dir.display())))?;
-        telemetry::log(format, LogTarget::File(run_dir.join("coordinator.log"))).map_err(failed)?;
+        let log = LogTarget::File(run_dir.join("coordinator.log"));
+        logging::init(format, &log).map_err(failed)?;
         let coordinator = Coordinator::open(Options {
             job,
             run_dir: run_dir.clone(),
@@ -291,7 +293,7 @@ impl Run {
 impl Serve {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         let job = self.job.load()?;
-        telemetry::log(format, LogTarget::Stderr).map_err(failed)?;
+        logging::init(format, &LogTarget::Stderr).map_err(failed)?;
         let run_dir = self.place.path(&job);
         let coordinator = Coordinator::open(Options {
             expected: job.workers.min,
@@ -314,7 +316,7 @@ fn install_metrics(listen: Option<SocketAddr>) -> Result<(), Failure> {
     let Some(listen) = listen else {
         return Ok(());
     };
-    let bound = telemetry::install(listen, Role::Coordinator).map_err(failed)?;
+    let bound = metrics::install(listen, Role::Coordinator).map_err(failed)?;
     tracing::info!("metrics on http://{}/metrics", bound.address());
     Ok(())
 }
@@ -341,91 +343,11 @@ fn report(outcome: &Outcome, run_dir: &std::path::Path) -> Result<ExitCode, Fail
     }
 }
 
-fn check(args: &JobArgs) -> Result<ExitCode, Failure> {
-    let job = args.load()?;
-    let Foundations { dataset, plan } = Foundations::lay(&job)?;
-    let architecture = Architecture::new(&job.model);
-    let manifest = dataset.manifest();
-    let (steps, epochs) = (
-        job.total_steps(plan.steps_per_epoch()),
-        plan.steps_per_epoch(),
-    );
-    let mut out = std::io::stdout().lock();
-    let mut print = |line: String| writeln!(out, "{line}").map_err(failed);
-    print(format!(
-        "job        {} (seed {})",
-        job.job.name, job.job.seed
-    ))?;
-    print(format!(
-        "data       {} samples of {}x{}x{} in {} shards, digest {}",
-        manifest.samples,
-        manifest.channels,
-        manifest.image_size,
-        manifest.image_size,
-        manifest.shards.len(),
-        dataset.digest(),
-    ))?;
-    print(format!(
-        "batch      {} replicas x {} = {} samples a step",
-        job.train.replicas,
-        job.train.batch,
-        job.global_batch()
-    ))?;
-    print(format!(
-        "length     {steps} steps, {epochs} a pass over the data ({:.1} passes)",
-        steps as f64 / epochs as f64
-    ))?;
-    for line in architecture.describe() {
-        print(line)?;
-    }
-    print(format!(
-        "game       {}, {} updates",
-        job.train.objective,
-        serde_json::to_value(job.train.update)
-            .ok()
-            .and_then(|v| v.as_str().map(str::to_owned))
-            .unwrap_or_default()
-    ))?;
-    print("the job file and the data are good".to_owned())?;
-    Ok(ExitCode::SUCCESS)
-}
-
-impl PlanArgs {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let job = self.job.load()?;
-        let Foundations { dataset, plan } = Foundations::lay(&job)?;
-        let epoch = plan.epoch(Epoch(self.epoch));
-        let mut out = std::io::stdout().lock();
-        let mut print = |line: String| writeln!(out, "{line}").map_err(failed);
-        if self.json {
-            let value = serde_json::json!({
-                "epoch": self.epoch,
-                "first_step": self.epoch * plan.steps_per_epoch(),
-                "steps": plan.steps_per_epoch(),
-                "data_digest": dataset.digest(),
-                "replicas": epoch.replicas,
-                "tail": epoch.tail,
-            });
-            print(value.to_string())?;
-            return Ok(ExitCode::SUCCESS);
-        }
-        let first = self.epoch * plan.steps_per_epoch();
-        let last = first + plan.steps_per_epoch();
-        print(format!(
-            "epoch {}: from step {first} to step {last}",
-            self.epoch
-        ))?;
-        let spans = |spans: &[crate::plan::Span]| {
-            let each = spans
-                .iter()
-                .map(|span| format!("{}[{}..{}]", span.shard, span.start, span.start + span.len));
-            each.collect::<Vec<_>>().join(" ")
-        };
-        for (replica, list) in epoch.replicas.iter().enumerate() {
-            print(format!("replica {replica}: {}", spans(list)))?;
-        }
-        print(format!("left out: {}", spans(&epoch.tail)))?;
-        Ok(ExitCode::SUCCESS)
+/// Prints; a reader that has gone is no error.
+fn print(text: &str) -> Result<ExitCode, Failure> {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 

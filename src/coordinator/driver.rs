@@ -8,10 +8,14 @@ use super::ledger::{self, Ledger, LedgerError};
 use super::status::Progress;
 use super::wire::{self, Context};
 use crate::ids::{Epoch, Generation, Step, WorkerId};
-use crate::membership::{Action, Event, EventKind, Membership, Order, Outcome, Record, Seat};
+use crate::membership::{
+    Action, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record, Seat,
+};
 use crate::plan::Plan;
 use crate::proto;
-use crate::telemetry::{self, RecordLog, TelemetryError};
+use crate::telemetry::catalog::{self, SpanState, WorkerState};
+use crate::telemetry::metrics::coord;
+use crate::telemetry::records::{self, RecordError, RecordLog};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::collections::HashMap;
@@ -49,7 +53,7 @@ pub enum DriverError {
     Ledger(#[from] LedgerError),
     /// The records of the steps can't be written.
     #[error(transparent)]
-    Records(#[from] TelemetryError),
+    Records(#[from] RecordError),
     /// No randomness for the generations' secrets.
     #[error("the operating system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
@@ -96,7 +100,8 @@ impl Secrets {
     }
 
     fn of(&self, generation: Generation) -> [u8; 32] {
-        let mut mac = <Hmac<Sha256> as KeyInit>::new(&self.0.into());
+        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(&self.0)
+            .expect("HMAC takes a key of any length");
         mac.update(&generation.0.to_le_bytes());
         mac.finalize().into_bytes().into()
     }
@@ -171,8 +176,14 @@ impl Driver {
                 cause,
                 seats,
             } => {
-                tracing::info!(%generation, workers = seats.len(), "{cause}");
-                self.ledger.generation(generation, &cause, &seats, unix)?;
+                tracing::info!(%generation, %cause, workers = seats.len(), "forming");
+                self.ledger.generation(generation, cause, &seats, unix)?;
+                coord::reconfigured(
+                    generation,
+                    match cause {
+                        Cause::Start => catalog::Cause::Start,
+                    },
+                );
             }
             Record::Assigned { generation, epochs } => {
                 let seats: Vec<Seat> = self.seats();
@@ -214,6 +225,10 @@ impl Driver {
             self.ledger.reached(self.reached.newest)?;
             self.reached.durable = self.reached.newest;
             self.reached.durable_at = Some(self.now());
+            let epoch = self.plan.locate(self.reached.newest).0;
+            let (assigned, done) = self.ledger.span_counts(epoch)?;
+            coord::spans(SpanState::Assigned, assigned);
+            coord::spans(SpanState::Done, done);
         }
         Ok(())
     }
@@ -286,6 +301,27 @@ impl Driver {
         Ok(())
     }
 
+    /// Sets the metrics that follow from the machine's state.
+    fn measure(&self) {
+        let members = self.machine.members();
+        for (state, shown) in [
+            (MemberState::Preparing, WorkerState::Joining),
+            (MemberState::Ready, WorkerState::Waiting),
+            (MemberState::Forming, WorkerState::Forming),
+            (MemberState::Training, WorkerState::Training),
+            (MemberState::Finished, WorkerState::Leaving),
+        ] {
+            let count = members.values().filter(|m| m.state == state).count();
+            coord::workers(shown, count);
+        }
+        let steps = members
+            .values()
+            .filter(|member| member.seat.is_some())
+            .map(|member| member.step.0);
+        let (least, most) = (steps.clone().min(), steps.max());
+        coord::worker_lag(most.unwrap_or(0) - least.unwrap_or(0));
+    }
+
     /// Shows the world where the job stands.
     fn publish(&mut self) -> Result<(), DriverError> {
         let history = if std::mem::take(&mut self.history_grew) {
@@ -296,6 +332,7 @@ impl Driver {
         } else {
             None
         };
+        self.measure();
         let now = self.now();
         self.progress.send_modify(|progress| {
             progress.phase = self.machine.phase().clone();
@@ -320,8 +357,8 @@ fn log_line(
     generation: Generation,
     time: f64,
     samples: u64,
-) -> telemetry::Record {
-    telemetry::Record {
+) -> records::Record {
+    records::Record {
         step: Step(record.step),
         epoch: Epoch(record.epoch),
         generation,

@@ -6,7 +6,7 @@
 use crate::config::StateKeys;
 use crate::data::Manifest;
 use crate::ids::{Epoch, Generation, Step, WorkerId};
-use crate::membership::{CheckpointRecord, EventKind, Seat};
+use crate::membership::{Cause, CheckpointRecord, EventKind, Seat};
 use crate::plan::{EpochPlan, Span};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::fs::File;
@@ -232,7 +232,7 @@ impl Ledger {
         work: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
     ) -> Result<T, LedgerError> {
         let path = self.path.clone();
-        let mut run = || {
+        let run = || {
             let transaction = self.connection.transaction()?;
             let value = work(&transaction)?;
             transaction.commit()?;
@@ -302,7 +302,7 @@ impl Ledger {
     pub fn generation(
         &mut self,
         generation: Generation,
-        cause: &str,
+        cause: Cause,
         seats: &[Seat],
         unix_seconds: f64,
     ) -> Result<(), LedgerError> {
@@ -322,7 +322,7 @@ impl Ledger {
         self.with(|t| {
             t.execute(
                 "INSERT INTO generations VALUES (?, ?, ?, ?)",
-                params![generation.0, unix_seconds, cause, members],
+                params![generation.0, unix_seconds, cause.to_string(), members],
             )
             .map(drop)
         })
@@ -389,6 +389,19 @@ impl Ledger {
             )
             .map(drop)
         })
+    }
+
+    /// How many spans of an epoch are dealt but not done, and how many are done.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn span_counts(&self, epoch: Epoch) -> Result<(u64, u64), LedgerError> {
+        let query = "SELECT count(*), ifnull(sum(done), 0) FROM spans WHERE epoch = ?";
+        let counts = self.connection.query_row(query, [epoch.0], |row| {
+            let (all, done): (u64, u64) = (row.get(0)?, row.get(1)?);
+            Ok((all - done, done))
+        });
+        counts.map_err(|source| self.fault(source))
     }
 
     /// Takes back what lies after `State(step)`: the job goes on from there.
@@ -527,7 +540,7 @@ impl Ledger {
         params: P,
         read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, LedgerError> {
-        let collect = || {
+        let collect = || -> rusqlite::Result<Vec<T>> {
             self.connection
                 .prepare_cached(query)?
                 .query_map(params, read)?

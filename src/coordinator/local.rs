@@ -3,21 +3,24 @@
 //! They talk over gRPC and TCP as they would across a cluster; only the launching is done here.
 
 use super::status::Progress;
-use super::{Coordinator, CoordinatorError};
+use super::{Coordinator, CoordinatorError, Ending};
 use crate::membership::{Outcome, Phase};
-use crate::telemetry::{ProgressBar, ProgressView};
+use crate::telemetry::progress::{self, ProgressView};
 use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 /// For the coordinator to notice by itself that a worker ended, before the job is given up.
 const NOTICE: Duration = Duration::from_secs(5);
 /// For workers to end once the job is over.
 const FAREWELL: Duration = Duration::from_secs(15);
+/// What is waited for is told after this time.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// How often the terminal is refreshed.
 const REFRESH: Duration = Duration::from_millis(100);
 
@@ -104,7 +107,7 @@ impl Coordinator {
     pub(super) async fn run_local(
         self,
         local: Local,
-        stop: impl Future<Output = String> + Send + 'static,
+        stop: impl Future<Output = Ending> + Send + 'static,
     ) -> Result<Outcome, CoordinatorError> {
         let io = |source| CoordinatorError::Io {
             what: "can't listen on 127.0.0.1".to_owned(),
@@ -115,25 +118,29 @@ impl Coordinator {
         }
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(io)?;
         let url = format!("http://{}", listener.local_addr().map_err(io)?);
-        let mut workers = local.spawn(&url, &self.options.run_dir)?;
+        let workers = local.spawn(&url, &self.options.run_dir)?;
+        let workers = Arc::new(Mutex::new(workers));
         let (shown, progress) = self.channel();
-        let bar = ProgressBar::new(self.total_steps(), self.start());
+        let bar = progress::Progress::new(self.total_steps(), self.start());
         let show = tokio::spawn(show(bar, progress.clone()));
-        let serving = self.serve_shown(listener, stop, shown, progress);
-        let outcome = tokio::select! {
-            outcome = serving => outcome,
-            failed = first_failure(&mut workers) => Ok(Outcome::Failed(failed)),
+        let watched = Arc::clone(&workers);
+        let ending = async move {
+            tokio::select! {
+                ending = stop => ending,
+                failed = first_failure(&watched) => Ending::Fail(failed),
+            }
         };
+        let outcome = self.serve_shown(listener, ending, shown, progress).await;
         let _ = show.await;
-        reap(&mut workers).await;
+        reap(&mut *workers.lock().await).await;
         outcome
     }
 }
 
 /// Ends when a worker has ended badly and the coordinator has had time to say it better.
-async fn first_failure(workers: &mut [Worker]) -> String {
+async fn first_failure(workers: &Mutex<Vec<Worker>>) -> String {
     loop {
-        for worker in workers.iter_mut() {
+        for worker in workers.lock().await.iter_mut() {
             if let Ok(Some(status)) = worker.child.try_wait()
                 && !status.success()
             {
@@ -181,11 +188,17 @@ async fn reap(workers: &mut [Worker]) {
     clippy::disallowed_methods,
     reason = "the terminal is refreshed in real time"
 )]
-async fn show(mut bar: ProgressBar, mut progress: watch::Receiver<Progress>) {
-    let origin = Instant::now();
+async fn show(mut bar: progress::Progress, mut progress: watch::Receiver<Progress>) {
+    let began = Instant::now();
+    let mut told = String::new();
     loop {
         let last = {
             let now = progress.borrow_and_update();
+            let waits = matches!(now.phase, Phase::Gathering | Phase::Forming);
+            if waits && began.elapsed() > PATIENCE && told != now.detail {
+                told.clone_from(&now.detail);
+                bar.note(&told);
+            }
             let newest = now.newest.clone().unwrap_or_default();
             bar.update(
                 &ProgressView {
@@ -196,7 +209,7 @@ async fn show(mut bar: ProgressBar, mut progress: watch::Receiver<Progress>) {
                     d_real: newest.d_real,
                     d_fake: newest.d_fake,
                 },
-                origin.elapsed(),
+                Instant::now(),
             );
             matches!(now.phase, Phase::Ended(_))
         };
@@ -205,5 +218,5 @@ async fn show(mut bar: ProgressBar, mut progress: watch::Receiver<Progress>) {
         }
         tokio::time::sleep(REFRESH).await;
     }
-    bar.finish();
+    bar.finish("");
 }

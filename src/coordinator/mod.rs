@@ -8,6 +8,7 @@ pub mod cli;
 mod driver;
 pub mod ledger;
 mod local;
+mod preview;
 mod service;
 mod status;
 mod wire;
@@ -15,15 +16,15 @@ mod wire;
 pub use driver::DriverError;
 pub use status::{json as status_json, text as status_text};
 
-use crate::checkpoint::{self, CheckpointError, Manifest, Store};
-use crate::config::Job;
+use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
+use crate::config::{self, Job};
 use crate::data::{DataError, Dataset};
-use crate::ids::{Epoch, Step};
+use crate::ids::Step;
 use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Rules, Source};
 use crate::plan::{Plan, PlanError};
 use crate::proto;
 use crate::proto::coordinator_server::CoordinatorServer;
-use crate::telemetry::{RecordLog, RecordsError};
+use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Driver, Input, Reached, Secrets};
 use ledger::{JobRecord, Ledger, LedgerError};
 use service::Service;
@@ -61,7 +62,7 @@ pub enum CoordinatorError {
     Checkpoint(#[from] CheckpointError),
     /// `metrics.jsonl` can't be used.
     #[error(transparent)]
-    Records(#[from] RecordsError),
+    Records(#[from] RecordError),
     /// There is a job already.
     #[error(
         "{run_dir}: the run directory holds job {name:?} already; \
@@ -125,6 +126,15 @@ impl CoordinatorError {
                 | CoordinatorError::Behind { .. }
         )
     }
+}
+
+/// A word from outside that ends a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Finish the step, checkpoint, end.
+    Stop(String),
+    /// It can't go on.
+    Fail(String),
 }
 
 /// What a coordinator is asked to do.
@@ -250,8 +260,7 @@ impl Coordinator {
         watch::channel(Progress::default())
     }
 
-    /// Serves the job on `listener` until it is over. A value from `stop` ends it in good order,
-    /// with a checkpoint.
+    /// Serves the job on `listener` until it is over, or `stop` says so.
     ///
     /// # Errors
     /// [`CoordinatorError`]
@@ -261,7 +270,7 @@ impl Coordinator {
     pub async fn serve(
         self,
         listener: TcpListener,
-        stop: impl Future<Output = String> + Send + 'static,
+        stop: impl Future<Output = Ending> + Send + 'static,
     ) -> Result<Outcome, CoordinatorError> {
         let (shown, progress) = self.channel();
         self.serve_shown(listener, stop, shown, progress).await
@@ -274,7 +283,7 @@ impl Coordinator {
     async fn serve_shown(
         self,
         listener: TcpListener,
-        stop: impl Future<Output = String> + Send + 'static,
+        stop: impl Future<Output = Ending> + Send + 'static,
         shown: watch::Sender<Progress>,
         progress: watch::Receiver<Progress>,
     ) -> Result<Outcome, CoordinatorError> {
@@ -297,8 +306,11 @@ impl Coordinator {
             })?;
         let stopper = inbox.clone();
         let stop = tokio::spawn(async move {
-            let reason = stop.await;
-            let _ = stopper.send(Input::Said(Event::Stop(reason), Vec::new()));
+            let event = match stop.await {
+                Ending::Stop(reason) => Event::Stop(reason),
+                Ending::Fail(reason) => Event::Fail(reason),
+            };
+            let _ = stopper.send(Input::Said(event, Vec::new()));
         });
         let service = Service {
             inbox,
@@ -430,20 +442,8 @@ fn same_job(
     record: &JobRecord,
     data_digest: &str,
 ) -> Result<(), CoordinatorError> {
-    let wanted = options.job.state_keys();
-    let keys: std::collections::BTreeSet<&String> =
-        wanted.keys().chain(record.state_keys.keys()).collect();
-    let text = |value: Option<&serde_json::Value>| {
-        value.map_or_else(|| "absent".to_owned(), ToString::to_string)
-    };
-    let mut differences: Vec<String> = keys
-        .into_iter()
-        .filter(|key| wanted.get(*key) != record.state_keys.get(*key))
-        .map(|key| {
-            let (now, then) = (text(wanted.get(key)), text(record.state_keys.get(key)));
-            format!("{key} is {now}, was {then}")
-        })
-        .collect();
+    let differences = config::differences(&record.state_keys, &options.job.state_keys());
+    let mut differences: Vec<String> = differences.iter().map(ToString::to_string).collect();
     if data_digest != record.data_digest {
         let then = &record.data_digest;
         differences.push(format!("the data's digest is {data_digest}, was {then}"));
@@ -460,7 +460,7 @@ fn same_job(
 /// The newest whole checkpoint of the run directory's job.
 fn newest_checkpoint(options: &Options, record: &JobRecord) -> Result<Source, CoordinatorError> {
     let store = Store::new(options.run_dir.join("checkpoints"));
-    let Some((path, manifest)) = store.newest()? else {
+    let Some(Stored { path, manifest }) = store.newest()? else {
         return Ok(Source::Fresh);
     };
     if manifest.job_id != record.job_id {

@@ -14,8 +14,8 @@ mod tests;
 mod words;
 
 pub use words::{
-    Action, CheckpointRecord, DeviceKind, Event, EventKind, Facts, Finish, Order, Outcome, Phase,
-    Record, Seat, Source,
+    Action, Cause, CheckpointRecord, DeviceKind, Event, EventKind, Facts, Finish, Order, Outcome,
+    Phase, Record, Seat, Source,
 };
 
 use crate::ids::{Generation, Rank, Step, WorkerId};
@@ -263,6 +263,11 @@ impl Membership {
         if let Event::Stop(reason) = event {
             return self.stop(&reason, now);
         }
+        if let Event::Fail(reason) = event {
+            let mut actions = Vec::new();
+            self.fail(reason, &mut actions);
+            return actions;
+        }
         let worker = event.worker();
         let Some(member) = worker.and_then(|worker| self.members.get_mut(&worker)) else {
             return Vec::new(); // Refused, or already given up: it can't do harm.
@@ -295,7 +300,7 @@ impl Membership {
             Event::Leaving(worker, _) => self.leaving(worker, now),
             Event::Finished(worker, _, step, finish) => self.finished(worker, step, finish, now),
             Event::Lost(worker, why) => self.lost(worker, &why, now),
-            Event::Heartbeat(_) | Event::Hello(..) | Event::Stop(_) => Vec::new(),
+            Event::Heartbeat(_) | Event::Hello(..) | Event::Stop(_) | Event::Fail(_) => Vec::new(),
         }
     }
 
@@ -389,13 +394,13 @@ impl Membership {
             .values()
             .filter(|m| m.state == MemberState::Ready);
         if self.phase == Phase::Gathering && ready.count() >= self.rules.expected as usize {
-            return self.form("the job begins", now);
+            return self.form(Cause::Start, now);
         }
         Vec::new()
     }
 
     /// Deals seats to everybody who is ready, and speaks the next generation.
-    fn form(&mut self, cause: &str, now: Now) -> Vec<Action> {
+    fn form(&mut self, cause: Cause, now: Now) -> Vec<Action> {
         self.generation = self.generation.next();
         let ready: Vec<WorkerId> = self
             .members
@@ -426,7 +431,7 @@ impl Membership {
         let mut actions = vec![
             Action::Persist(Record::Generation {
                 generation: self.generation,
-                cause: cause.to_owned(),
+                cause,
                 seats: seats.clone(),
             }),
             Action::Persist(Record::Assigned {

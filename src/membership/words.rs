@@ -118,6 +118,8 @@ pub enum Event {
     Lost(WorkerId, String),
     /// A person wants the job to end.
     Stop(String),
+    /// Whoever launched the workers sees that the job can't go on.
+    Fail(String),
 }
 
 /// Why a worker has finished.
@@ -165,7 +167,7 @@ pub enum Record {
         /// Its number.
         generation: Generation,
         /// Why there is a new one.
-        cause: String,
+        cause: Cause,
         /// Who takes part.
         seats: Vec<Seat>,
     },
@@ -182,6 +184,21 @@ pub enum Record {
     Checkpoint(CheckpointRecord),
     /// Something that people want to find again.
     Event(EventKind, String),
+}
+
+/// Why a generation is formed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// The job begins, or goes on from a checkpoint.
+    Start,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Cause::Start => "start",
+        })
+    }
 }
 
 /// Kinds of events.
@@ -323,7 +340,7 @@ impl Event {
             | Event::Finished(worker, ..)
             | Event::Heartbeat(worker)
             | Event::Lost(worker, _) => Some(*worker),
-            Event::Stop(_) => None,
+            Event::Stop(_) | Event::Fail(_) => None,
         }
     }
 

@@ -4,7 +4,9 @@ use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::sample::{self, Images};
 use crate::session::Exit;
-use crate::telemetry::{self, LogFormat, LogTarget, Role};
+use crate::telemetry::catalog::Role;
+use crate::telemetry::logging::{self, LogFormat, LogTarget};
+use crate::telemetry::metrics;
 use crate::train::Sampler;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
@@ -158,7 +160,7 @@ impl Cli {
 
 impl Train {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
-        telemetry::log(format, LogTarget::Stderr).map_err(failed)?;
+        logging::init(format, &LogTarget::Stderr).map_err(failed)?;
         let device = device(&self.device)?;
         let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let options = Options {
@@ -175,7 +177,7 @@ impl Train {
             .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
         let exit = runtime.block_on(async {
             if let Some(listen) = self.metrics_listen {
-                let bound = telemetry::install(listen, Role::Worker).map_err(failed)?;
+                let bound = metrics::install(listen, Role::Worker).map_err(failed)?;
                 tracing::info!("metrics on http://{}/metrics", bound.address());
             }
             Ok::<_, Failure>(super::run(options).await?)
@@ -210,7 +212,7 @@ fn device(name: &str) -> Result<tch::Device, Failure> {
             "expected cpu or cuda:<index>, as in cuda:0".to_owned(),
         ));
     };
-    crate::torch::load_cuda().map_err(|error| refuse(error.to_string()))?;
+    crate::torch::load_cuda();
     let count = tch::Cuda::device_count();
     if !tch::Cuda::is_available() || (index as i64) >= count {
         return Err(refuse(format!(
@@ -230,8 +232,10 @@ impl Sample {
             "generator"
         };
         let (manifest, tensors) = checkpoint::read_file(&self.checkpoint, file).map_err(failed)?;
-        let sampler = Sampler::new(&manifest.model, &tensors).map_err(failed)?;
-        let pixels = sampler.draw(self.seed, self.count).map_err(failed)?;
+        let sampler = Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(failed)?;
+        let pixels = sampler
+            .draw(self.seed, self.count as usize)
+            .map_err(failed)?;
         let columns = (1..).find(|c| c * c >= self.count).unwrap_or(1);
         let images = Images {
             channels: manifest.model.channels,

@@ -84,11 +84,15 @@ pub async fn run(options: Options) -> Result<Exit, WorkerError> {
         Some(host) => host.clone(),
         None => facing(&endpoint, url)?,
     };
-    let listener = Listener::bind((bind_address(&host), 0))?;
+    let listener = Listener::bind(&join_host_port(&bind_address(&host).to_string(), 0))?;
     let port = listener.local_addr().port();
-    let device = crate::torch::describe(options.device);
+    let device = crate::torch::device_description(options.device);
+    let device = device.map_err(|error| WorkerError::Device {
+        device: format!("{:?}", options.device),
+        what: error.to_string(),
+    })?;
     let kind = DeviceKind {
-        kind: device.kind,
+        kind: device.kind.to_owned(),
         model: device.model,
         libtorch: device.libtorch,
     };

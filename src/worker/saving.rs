@@ -12,7 +12,7 @@ use crate::membership::DeviceKind;
 use crate::proto;
 use crate::proto::worker_message::Kind;
 use crate::sample::{self, Images};
-use crate::telemetry;
+use crate::telemetry::metrics;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -140,7 +140,7 @@ impl Writer {
         match written {
             Ok(manifest) => {
                 tracing::info!(%step, digest = %manifest.digest, "checkpoint written in {took:.0?}");
-                telemetry::checkpoint::written(
+                metrics::checkpoint::written(
                     took,
                     manifest.total_bytes(),
                     about.created_unix_seconds,
@@ -203,7 +203,7 @@ fn report_failure(
         %step,
         "the checkpoint can't be written; training goes on, and the one before stays: {error}"
     );
-    telemetry::checkpoint::failed();
+    metrics::checkpoint::failed();
     let message = wire::checkpoint_failed(generation, step, error);
     let _ = reports.send(Report::Say(Box::new(message)));
 }

@@ -9,14 +9,18 @@ use super::wire::{Assignment, EpochWork, Source};
 use crate::checkpoint;
 use crate::collective::{Abort, Collective, CollectiveError, Deadlines, Flags, Listener, Tcp};
 use crate::data::{DataError, Dataset, Loader, LoaderSettings, Next};
-use crate::ids::{Generation, Rank, Step};
+use crate::ids::{Epoch, Generation, Rank, Step};
 use crate::membership::{DeviceKind, Finish};
+use crate::model::Latents;
 use crate::plan::{Plan, PlanError};
 use crate::proto;
 use crate::proto::worker_message::Kind;
+use crate::random::{Domain, Key};
 use crate::sample::Images;
-use crate::telemetry;
+use crate::telemetry::catalog::StepPhase;
+use crate::telemetry::metrics;
 use crate::train::{Setup, StepReport, TrainError, Trainer};
+use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -141,7 +145,7 @@ enum GenerationError {
 impl From<TrainError> for GenerationError {
     fn from(error: TrainError) -> Self {
         match error {
-            TrainError::Collective(error) => GenerationError::Collective(error),
+            TrainError::Collective { source, .. } => GenerationError::Collective(source),
             other => GenerationError::Train(other),
         }
     }
@@ -170,7 +174,7 @@ impl Training {
                     Report::Ended(generation, step, Finish::Failed(error.to_string()))
                 }
                 Err(panic) => {
-                    let why = crate::train::panic_message(panic.as_ref());
+                    let why = panic_message(panic.as_ref());
                     Report::Ended(generation, step, Finish::Failed(why))
                 }
             };
@@ -414,9 +418,30 @@ impl Run<'_> {
         }
     }
 
+    fn measure(&self, report: &StepReport, epoch: u64, took: Duration) {
+        let hosted = self.trainer.replicas().len() as u64;
+        let batch = u64::from(self.training.enrolment.job.train.batch);
+        metrics::worker::images(hosted * batch);
+        let waiting = took.saturating_sub(report.compute + report.reduce);
+        metrics::worker::step(waiting, StepPhase::Data);
+        metrics::worker::step(report.compute, StepPhase::Compute);
+        metrics::worker::step(report.reduce, StepPhase::Reduce);
+        metrics::worker::step(took, StepPhase::Whole);
+        metrics::worker::allreduce(report.reduce, report.reduced_bytes);
+        metrics::train::reached(report.step, Epoch(epoch));
+        metrics::train::scalars(&metrics::train::Scalars {
+            loss_d: report.loss_d,
+            loss_g: report.loss_g,
+            d_real: report.d_real,
+            d_fake: report.d_fake,
+            grad_norm_d: report.grad_norm_d,
+            grad_norm_g: report.grad_norm_g,
+            nonfinite: report.nonfinite,
+        });
+    }
+
     fn record(&mut self, report: &StepReport, epoch: u64, took: Duration) {
-        let images = self.trainer.hosted_samples();
-        telemetry::worker::step(report.step, epoch, images, took, report);
+        self.measure(report, epoch, took);
         if self.saver.is_some() {
             self.records.push(proto::StepRecord {
                 step: report.step.0,
@@ -463,7 +488,11 @@ impl Run<'_> {
     fn picture(&self, saver: &Saver) -> Result<(), GenerationError> {
         let job = &self.training.enrolment.job;
         let columns = job.sample.grid;
-        let pixels = self.trainer.sample(columns * columns)?;
+        let key = Key::new(Domain::Samples, &[job.job.seed]);
+        let count = (columns * columns) as usize;
+        let latents =
+            Latents::draw(key, count, job.model.latent as usize).map_err(TrainError::from)?;
+        let pixels = self.trainer.sample(&latents)?;
         let images = Images {
             channels: job.model.channels,
             size: job.model.image_size,
@@ -472,6 +501,16 @@ impl Run<'_> {
         saver.picture(self.trainer.step(), images, columns);
         Ok(())
     }
+}
+
+/// What a panic says: libtorch's account of what it can't do.
+fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    format!(
+        "the training thread panicked: {}",
+        text.unwrap_or("no message")
+    )
 }
 
 /// Whether something that happens every `every` steps happens at this one; 0 is never.

@@ -1,6 +1,6 @@
 //! Real processes for tests: gan-coord and gan-worker on loopback, in a folder of their own.
 
-#![allow(dead_code, reason = "each test file uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};

@@ -1,0 +1,178 @@
+//! What the state of a job depends on: its identity, as far as bits go.
+
+use super::Job;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+/// A key of the job file, `section.key`, and its value as JSON.
+pub type StateKeys = BTreeMap<String, serde_json::Value>;
+
+/// A key that the state depends on, and that has changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KeyDifference {
+    /// `section.key`
+    pub key: String,
+    /// Its value when the state was made, if it was there.
+    pub then: Option<serde_json::Value>,
+    /// Its value now, if it is there.
+    pub now: Option<serde_json::Value>,
+}
+
+impl fmt::Display for KeyDifference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |value: &Option<serde_json::Value>| match value {
+            Some(value) => value.to_string(),
+            None => "absent".to_owned(),
+        };
+        let (now, then) = (text(&self.now), text(&self.then));
+        write!(f, "{} is {now}, was {then}", self.key)
+    }
+}
+
+/// The keys that forbid going on from a state, in order; none if it may be gone on from.
+///
+/// The data is not compared here: its identity is its digest.
+pub fn differences(then: &StateKeys, now: &StateKeys) -> Vec<KeyDifference> {
+    let keys: BTreeSet<&String> = then.keys().chain(now.keys()).collect();
+    keys.into_iter()
+        .filter(|key| then.get(*key) != now.get(*key))
+        .map(|key| KeyDifference {
+            key: key.clone(),
+            then: then.get(key).cloned(),
+            now: now.get(key).cloned(),
+        })
+        .collect()
+}
+
+impl Job {
+    /// The keys that the state depends on, with their values. A job may be resumed with other
+    /// values of all keys but these. What the data holds is known by its digest, not by its path.
+    pub fn state_keys(&self) -> StateKeys {
+        let mut keys = StateKeys::new();
+        if let Ok(serde_json::Value::Object(sections)) = serde_json::to_value(self) {
+            flatten("", sections, &mut keys);
+        }
+        for adam in ["generator", "discriminator"] {
+            keys.retain(|key, _| !key.starts_with(&format!("optimizer.{adam}.")));
+        }
+        keys.retain(|key, _| !FREE_KEYS.contains(&key.as_str()) && !is_free_section(key));
+        for (network, adam) in [
+            ("generator", self.optimizer.generator()),
+            ("discriminator", self.optimizer.discriminator()),
+        ] {
+            for (name, value) in [
+                ("learning_rate", adam.learning_rate),
+                ("beta1", adam.beta1),
+                ("beta2", adam.beta2),
+                ("epsilon", adam.epsilon),
+            ] {
+                keys.retain(|key, _| *key != format!("optimizer.{name}"));
+                keys.insert(format!("optimizer.{network}.{name}"), value.into());
+            }
+        }
+        keys
+    }
+}
+
+/// Keys that the state after a given step doesn't depend on.
+const FREE_KEYS: &[&str] = &[
+    "job.name",
+    "data.uri",
+    "data.cache",
+    "train.steps",
+    "train.epochs",
+    "workers.min",
+    "workers.max",
+];
+
+fn is_free_section(key: &str) -> bool {
+    ["checkpoint.", "sample.", "deadlines."]
+        .iter()
+        .any(|section| key.starts_with(section))
+}
+
+fn flatten(prefix: &str, table: serde_json::Map<String, serde_json::Value>, out: &mut StateKeys) {
+    for (name, value) in table {
+        let key = if prefix.is_empty() {
+            name
+        } else {
+            format!("{prefix}.{name}")
+        };
+        match value {
+            serde_json::Value::Object(inner) => flatten(&key, inner, out),
+            value => {
+                out.insert(key, value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Job, Override, parse};
+    use super::differences;
+    use std::path::Path;
+
+    fn read(sets: &[&str]) -> Job {
+        let text = "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\nsteps = 3\n";
+        let overrides: Vec<Override> = sets.iter().map(|s| s.parse().unwrap()).collect();
+        parse(text, "job.toml", Path::new("/jobs"), &overrides).unwrap()
+    }
+
+    #[test]
+    fn the_state_depends_on_what_it_should() {
+        let base = read(&[]).state_keys();
+        for free in [
+            "train.steps=9",
+            "workers.max=3",
+            "checkpoint.every_steps=7",
+            "deadlines.form=1s",
+            "job.name=other",
+            "data.uri=elsewhere",
+        ] {
+            assert_eq!(read(&[free]).state_keys(), base, "{free}");
+        }
+        for bound in [
+            "job.seed=1",
+            "data.fit=pad",
+            "data.shard_samples=7",
+            "model.latent=7",
+            "train.objective=minimax",
+            "train.update=simultaneous",
+            "train.replicas=4",
+            "train.batch=4",
+            "train.ema_decay=0.5",
+            "optimizer.learning_rate=0.1",
+            "optimizer.generator.beta1=0.1",
+            "workers.threads=2",
+        ] {
+            assert_ne!(read(&[bound]).state_keys(), base, "{bound}");
+        }
+        // Said for all or said for each, the same settings are the same job.
+        assert_eq!(
+            read(&["optimizer.beta1=0.2"]).state_keys(),
+            read(&[
+                "optimizer.generator.beta1=0.2",
+                "optimizer.discriminator.beta1=0.2"
+            ])
+            .state_keys()
+        );
+    }
+
+    #[test]
+    fn a_difference_names_the_key_and_both_values() {
+        let (then, now) = (
+            read(&[]).state_keys(),
+            read(&["train.batch=32"]).state_keys(),
+        );
+        let [difference] = &differences(&then, &now)[..] else {
+            panic!("one key has changed");
+        };
+        assert_eq!(difference.to_string(), "train.batch is 32, was 16");
+        let mut older = then.clone();
+        older.remove("train.batch");
+        let difference = differences(&older, &then).remove(0);
+        assert_eq!(difference.to_string(), "train.batch is 16, was absent");
+        assert!(differences(&then, &then).is_empty());
+    }
+}

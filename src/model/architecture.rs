@@ -412,14 +412,20 @@ impl Architecture {
 
     /// Floating-point operations of one image's forward pass, in the convolutions.
     pub fn forward_flops(&self) -> u64 {
-        self.stages.iter().map(|stage| stage.convolution.flops()).sum()
+        self.stages
+            .iter()
+            .map(|stage| stage.convolution.flops())
+            .sum()
     }
 
     /// Operations of the backward pass to the parameters; each convolution's gradient costs as much
     /// as its forward pass, once for its weight and once for its input, and nobody asks for the
     /// first layer's input.
     fn backward_to_parameters(&self) -> u64 {
-        let first = self.stages.first().map_or(0, |stage| stage.convolution.flops());
+        let first = self
+            .stages
+            .first()
+            .map_or(0, |stage| stage.convolution.flops());
         2 * self.forward_flops() - first
     }
 }
@@ -581,8 +587,7 @@ mod tests {
     #[test]
     fn the_cost_is_what_was_measured() {
         let gflop = |update| step_flops(&model(64), update) as f64 / 1e9;
-        let (alternating, simultaneous) =
-            (gflop(Update::Alternating), gflop(Update::Simultaneous));
+        let (alternating, simultaneous) = (gflop(Update::Alternating), gflop(Update::Simultaneous));
         assert!((2.2..2.4).contains(&alternating), "{alternating}");
         assert!((2.0..2.2).contains(&simultaneous), "{simultaneous}");
     }

@@ -48,7 +48,11 @@ mod tests {
         let architecture = Architecture::generator(&model);
         let flat = initial_parameters(&architecture, 1).unwrap();
         let part = |name: &str| {
-            let parameter = architecture.parameters.iter().find(|p| p.name == name).unwrap();
+            let parameter = architecture
+                .parameters
+                .iter()
+                .find(|p| p.name == name)
+                .unwrap();
             view(&flat, parameter).unwrap()
         };
         let mean = |t: &Tensor| t.mean(Kind::Float).double_value(&[]);

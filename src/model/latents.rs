@@ -80,6 +80,9 @@ mod tests {
         assert_eq!(tensor.size(), [2, 3, 1, 1]);
         assert_eq!(tensor.double_value(&[1, 2, 0, 0]), 5.0);
         let key = Key::new(Domain::Samples, &[0]);
-        assert_eq!(Latents::draw(key, 4, 5).unwrap(), Latents::draw(key, 4, 5).unwrap());
+        assert_eq!(
+            Latents::draw(key, 4, 5).unwrap(),
+            Latents::draw(key, 4, 5).unwrap()
+        );
     }
 }

@@ -79,7 +79,11 @@ impl<'a> Network<'a> {
     ///
     /// # Errors
     /// [`TorchError`], if the input doesn't fit.
-    pub fn forward(&self, input: &Tensor, statistics: Statistics<'_>) -> Result<Tensor, TorchError> {
+    pub fn forward(
+        &self,
+        input: &Tensor,
+        statistics: Statistics<'_>,
+    ) -> Result<Tensor, TorchError> {
         let mut x = input.shallow_clone();
         for stage in &self.architecture.stages {
             x = convolve(&stage.convolution, &x, &self.leaves[stage.weight])?;
@@ -141,11 +145,7 @@ pub fn view(flat: &Tensor, parameter: &Parameter) -> Result<Tensor, TorchError> 
     })
 }
 
-fn convolve(
-    convolution: &Convolution,
-    x: &Tensor,
-    weight: &Tensor,
-) -> Result<Tensor, TorchError> {
+fn convolve(convolution: &Convolution, x: &Tensor, weight: &Tensor) -> Result<Tensor, TorchError> {
     let stride = [convolution.stride as i64; 2];
     let padding = [convolution.padding as i64; 2];
     Ok(if convolution.transposed {
@@ -176,11 +176,15 @@ mod tests {
     fn fakes(count: usize) -> (Tensor, Tensor) {
         let architecture = Architecture::generator(&model());
         let flat = initial_parameters(&architecture, 3).unwrap();
-        let statistics = Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
+        let statistics =
+            Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
         let latents = Latents::draw(Key::new(Domain::Latents, &[0]), count, 6).unwrap();
         let images = Network::frozen(&architecture, &flat)
             .unwrap()
-            .forward(&latents.to_tensor(Device::Cpu).unwrap(), Statistics::Batch(&statistics))
+            .forward(
+                &latents.to_tensor(Device::Cpu).unwrap(),
+                Statistics::Batch(&statistics),
+            )
             .unwrap();
         (images, statistics)
     }
@@ -192,7 +196,8 @@ mod tests {
         assert!(torch::is_channels_last(&images));
         let architecture = Architecture::discriminator(&model());
         let flat = initial_parameters(&architecture, 3).unwrap();
-        let statistics = Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
+        let statistics =
+            Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
         let logits = Network::frozen(&architecture, &flat)
             .unwrap()
             .forward(&images, Statistics::Batch(&statistics))
@@ -226,10 +231,14 @@ mod tests {
     fn a_frozen_network_passes_gradients_to_its_input_only() {
         let architecture = Architecture::discriminator(&model());
         let flat = initial_parameters(&architecture, 3).unwrap();
-        let statistics = Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
+        let statistics =
+            Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
         let network = Network::frozen(&architecture, &flat).unwrap();
         let image = fakes(2).0.detach().set_requires_grad(true);
-        let cost = network.forward(&image, Statistics::Batch(&statistics)).unwrap().sum(Kind::Float);
+        let cost = network
+            .forward(&image, Statistics::Batch(&statistics))
+            .unwrap()
+            .sum(Kind::Float);
         let gradient = Tensor::run_backward(&[cost], &[&image], false, false);
         assert!(gradient[0].abs().max().double_value(&[]) > 0.0);
         assert!(network.leaves().iter().all(|leaf| !leaf.requires_grad()));

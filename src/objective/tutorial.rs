@@ -85,7 +85,10 @@ mod tests {
 
     fn close(found: f64, expected: f64) {
         let scale = expected.abs().max(1e-3);
-        assert!((found - expected).abs() <= 2e-5 * scale, "{found} for {expected}");
+        assert!(
+            (found - expected).abs() <= 2e-5 * scale,
+            "{found} for {expected}"
+        );
     }
 
     fn leaf(values: &[f32]) -> Tensor {
@@ -112,7 +115,11 @@ mod tests {
             let (real, fake) = (leaf(&[-2.0, 3.0]), leaf(&[0.5, -4.0, 1.0]));
             let cost = super::super::of(game).discriminator(&real, &fake).unwrap();
             let expected = [-2.0, 3.0].map(|s| -logistic(s).ln()).iter().sum::<f64>() / 2.0
-                + [0.5, -4.0, 1.0].map(|s| -(1.0 - logistic(s)).ln()).iter().sum::<f64>() / 3.0;
+                + [0.5, -4.0, 1.0]
+                    .map(|s| -(1.0 - logistic(s)).ln())
+                    .iter()
+                    .sum::<f64>()
+                    / 3.0;
             close(cost.double_value(&[]), expected);
             cost.backward();
             close(real.grad().double_value(&[0]), (logistic(-2.0) - 1.0) / 2.0);
@@ -126,7 +133,10 @@ mod tests {
             let logits: Vec<f32> = (-80..=80).map(|s| s as f32).collect();
             let (real, fake) = (leaf(&logits), leaf(&logits));
             let game = super::super::of(game);
-            let (d, g) = (game.discriminator(&real, &fake).unwrap(), game.generator(&fake).unwrap());
+            let (d, g) = (
+                game.discriminator(&real, &fake).unwrap(),
+                game.generator(&fake).unwrap(),
+            );
             (&d + &g).backward();
             for tensor in [d, g, real.grad(), fake.grad()] {
                 assert!(bool::try_from(tensor.isfinite().all()).unwrap(), "{game:?}");

@@ -95,7 +95,10 @@ fn gpu_name(index: usize) -> Result<String, TorchError> {
             name_of(name.as_mut_ptr().cast(), name.len() as c_int, device),
         )?;
     }
-    let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
+    let end = name
+        .iter()
+        .position(|&byte| byte == 0)
+        .unwrap_or(name.len());
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 

@@ -73,13 +73,17 @@ mod tests {
         assert!(!first.equal(&draw(Device::Cpu, 2)));
         let mean = first.mean(Kind::Float).double_value(&[]);
         let deviation = first.std(true).double_value(&[]);
-        assert!(mean.abs() < 0.1 && (deviation - 1.0).abs() < 0.1, "{mean} {deviation}");
+        assert!(
+            mean.abs() < 0.1 && (deviation - 1.0).abs() < 0.1,
+            "{mean} {deviation}"
+        );
     }
 
     #[test]
     fn a_missing_device_is_an_error() {
         if tch::Cuda::device_count() == 0 {
-            let error = Generator::new(Device::Cuda(0), Key::new(Domain::Latents, &[])).unwrap_err();
+            let error =
+                Generator::new(Device::Cuda(0), Key::new(Domain::Latents, &[])).unwrap_err();
             assert!(matches!(error, TorchError::Shim { .. }));
         } else {
             assert!(draw(Device::Cuda(0), 1).equal(&draw(Device::Cuda(0), 1)));

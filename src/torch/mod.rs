@@ -141,9 +141,14 @@ impl FusedAdam<'_> {
                 && tensor.is_contiguous()
         };
         // The fused kernel trusts its arguments.
-        if ![&*self.parameters, self.gradients, self.exp_avg, self.exp_avg_sq]
-            .into_iter()
-            .all(alike)
+        if ![
+            &*self.parameters,
+            self.gradients,
+            self.exp_avg,
+            self.exp_avg_sq,
+        ]
+        .into_iter()
+        .all(alike)
         {
             return Err(TorchError::Shim {
                 doing: "apply Adam",
@@ -199,7 +204,11 @@ fn cuda_index(device: Device) -> c_int {
 }
 
 fn check(doing: &'static str, code: c_int) -> Result<(), TorchError> {
-    if code == 0 { Ok(()) } else { Err(failed(doing)) }
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(failed(doing))
+    }
 }
 
 fn failed(doing: &'static str) -> TorchError {
@@ -279,7 +288,10 @@ mod tests {
         }
         // With a constant gradient the corrected moments are g and g², so a step is the rate.
         let p = Vec::<f32>::try_from(&p).unwrap();
-        assert!((p[0] - 0.8).abs() < 1e-6 && (p[1] + 0.8).abs() < 1e-6, "{p:?}");
+        assert!(
+            (p[0] - 0.8).abs() < 1e-6 && (p[1] + 0.8).abs() < 1e-6,
+            "{p:?}"
+        );
         assert_eq!(Vec::<f32>::try_from(&m).unwrap(), [0.375, -0.1875]);
     }
 

@@ -53,7 +53,6 @@ int gan_use_deterministic_algorithms() {
     context.setBenchmarkCuDNN(false);
     context.setAllowTF32CuDNN(false);
     context.setAllowTF32CuBLAS(false);
-    context.setAllowTF32OneDNN(false);
     return 0;
   });
 }

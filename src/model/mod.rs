@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The two networks of DCGAN (Radford et al. 2015), as PyTorch's example lays them out.
+//!
+//! [`architecture`] is pure: layers, names, shapes, counts. The rest needs libtorch: networks are
+//! flat parameter vectors, and a forward pass is a function of such a vector. This room knows
+//! nothing of games, optimizers or replicas.
+
+pub mod architecture;
+#[cfg(feature = "torch")]
+mod initial;
+#[cfg(feature = "torch")]
+mod latents;
+#[cfg(feature = "torch")]
+mod network;
+
+pub use architecture::{Architecture, Player};
+#[cfg(feature = "torch")]
+pub use initial::initial_parameters;
+#[cfg(feature = "torch")]
+pub use latents::Latents;
+#[cfg(feature = "torch")]
+pub use network::{Network, Statistics, view};

@@ -1,1 +1,325 @@
-//! Placeholder.
+//! What tch lacks: one C++ shim (`shim.cpp`) and its safe face.
+//!
+//! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
+//! and nothing of networks, games or jobs.
+
+mod device;
+mod generator;
+mod host;
+mod sys;
+
+pub use device::{DeviceDescription, device_description, load_cuda};
+pub use generator::Generator;
+pub use host::HostVector;
+
+use std::ffi::{CStr, c_char, c_int};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tch::{Device, Kind, Tensor};
+
+/// What libtorch refused.
+#[derive(Debug, thiserror::Error)]
+pub enum TorchError {
+    /// A function of the shim failed.
+    #[error("libtorch can't {doing}: {message}")]
+    Shim {
+        /// What it was asked to do.
+        doing: &'static str,
+        /// Its own account.
+        message: String,
+    },
+    /// A function of tch failed.
+    #[error("libtorch: {0}")]
+    Tch(#[from] tch::TchError),
+    /// A function of tch panicked.
+    #[error("libtorch failed to {doing}: {message}")]
+    Panic {
+        /// What it was asked to do.
+        doing: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+    /// A tensor that must be flat `f32` in host memory is not.
+    #[error("expected a flat contiguous f32 tensor in host memory, found {found}")]
+    NotHost {
+        /// What it is.
+        found: String,
+    },
+    /// Another tensor still reaches memory that is about to be read or written as a slice.
+    #[error("a host vector is still lent out: every tensor made from it must be dropped first")]
+    Lent,
+}
+
+/// Sets the intra-op threads of the calling thread.
+///
+/// Kernels add in another order with other thread counts, so every thread that computes something
+/// the state depends on calls this first, with the job's number.
+pub fn set_threads(threads: u32) {
+    tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// The same bits from run to run on one device kind: deterministic kernels only, no kernel choice
+/// by timing, IEEE single precision (no TF32).
+///
+/// # Errors
+/// [`TorchError::Shim`].
+pub fn use_deterministic_algorithms() -> Result<(), TorchError> {
+    // SAFETY: takes nothing, sets process-wide flags that libtorch guards itself.
+    check("use deterministic algorithms", unsafe {
+        sys::gan_use_deterministic_algorithms()
+    })
+}
+
+/// `tensor` with its channels innermost in memory; a shallow copy if it is so already.
+///
+/// # Shapes
+/// `[n, c, h, w]`, before and after: only the memory's order changes.
+///
+/// # Errors
+/// [`TorchError::Shim`], for another number of dimensions among others.
+pub fn channels_last(tensor: &Tensor) -> Result<Tensor, TorchError> {
+    let mut out = std::ptr::null_mut();
+    // SAFETY: `tensor` is a live tensor, `out` a place for one pointer.
+    check("order a tensor channels-last", unsafe {
+        sys::gan_channels_last(tensor.as_ptr(), &mut out)
+    })?;
+    // SAFETY: on success the shim has put a tensor there that is ours to own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Whether the channels of `tensor` are innermost in memory.
+pub fn is_channels_last(tensor: &Tensor) -> bool {
+    // SAFETY: `tensor` is a live tensor; the shim only looks at it.
+    unsafe { sys::gan_is_channels_last(tensor.as_ptr()) == 1 }
+}
+
+/// max(x, slope·x), in place. Autograd allows it after layers that don't save their output:
+/// convolutions and batch norm.
+///
+/// # Errors
+/// [`TorchError::Shim`], for a leaf that requires its gradient among others.
+pub fn leaky_relu_(tensor: Tensor, slope: f64) -> Result<Tensor, TorchError> {
+    // SAFETY: `tensor` is a live tensor, and this function owns the handle.
+    check("apply a leaky ReLU", unsafe {
+        sys::gan_leaky_relu_(tensor.as_ptr(), slope)
+    })?;
+    Ok(tensor)
+}
+
+/// One step of Adam on flat tensors.
+#[derive(Debug)]
+pub struct FusedAdam<'a> {
+    /// What is updated.
+    pub parameters: &'a mut Tensor,
+    /// The mean gradient.
+    pub gradients: &'a Tensor,
+    /// First moment, updated.
+    pub exp_avg: &'a mut Tensor,
+    /// Second moment, updated.
+    pub exp_avg_sq: &'a mut Tensor,
+    /// Counts from 1; libtorch holds it in an f32, which is exact up to 2²⁴.
+    pub step: u64,
+    /// Step size.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the denominator.
+    pub epsilon: f64,
+}
+
+impl FusedAdam<'_> {
+    /// Does it, in one pass over memory.
+    ///
+    /// # Errors
+    /// [`TorchError`], for tensors of unequal shapes, kinds or devices among others.
+    pub fn apply(self) -> Result<(), TorchError> {
+        let alike = |tensor: &Tensor| {
+            tensor.size() == self.parameters.size()
+                && tensor.kind() == Kind::Float
+                && tensor.device() == self.parameters.device()
+                && tensor.is_contiguous()
+        };
+        // The fused kernel trusts its arguments.
+        if ![
+            &*self.parameters,
+            self.gradients,
+            self.exp_avg,
+            self.exp_avg_sq,
+        ]
+        .into_iter()
+        .all(alike)
+        {
+            return Err(TorchError::Shim {
+                doing: "apply Adam",
+                message: "parameters, gradients and moments must be contiguous f32 tensors of one shape on one device".to_owned(),
+            });
+        }
+        // SAFETY: four live tensors, of one shape, kind and device as checked above.
+        check("apply Adam", unsafe {
+            sys::gan_adam_(
+                self.parameters.as_ptr(),
+                self.gradients.as_ptr(),
+                self.exp_avg.as_ptr(),
+                self.exp_avg_sq.as_ptr(),
+                self.step as f64,
+                self.learning_rate,
+                self.beta1,
+                self.beta2,
+                self.epsilon,
+            )
+        })
+    }
+}
+
+/// Runs `body`, which may use the functions of tch that panic, and turns a panic into an error.
+///
+/// # Errors
+/// What `body` returns, or [`TorchError::Panic`].
+pub fn catch<T, E: From<TorchError>>(
+    doing: &'static str,
+    body: impl FnOnce() -> Result<T, E>,
+) -> Result<T, E> {
+    // A tensor that a panic left half written is the caller's to discard; it is no unsound one.
+    catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| panic.downcast_ref::<&str>().copied())
+            .unwrap_or("a panic without a message");
+        Err(TorchError::Panic {
+            doing,
+            message: first_lines(message),
+        }
+        .into())
+    })
+}
+
+/// The index that the shim takes for a device: -1 for the CPU.
+fn cuda_index(device: Device) -> c_int {
+    match device {
+        Device::Cuda(index) => c_int::try_from(index).unwrap_or(c_int::MAX),
+        _ => -1,
+    }
+}
+
+fn check(doing: &'static str, code: c_int) -> Result<(), TorchError> {
+    if code == 0 {
+        Ok(())
+    } else {
+        Err(failed(doing))
+    }
+}
+
+fn failed(doing: &'static str) -> TorchError {
+    // SAFETY: never null, and lives until this thread's next failure.
+    let message = text(unsafe { sys::gan_last_error() });
+    TorchError::Shim {
+        doing,
+        message: first_lines(&message),
+    }
+}
+
+/// A copy of a C string of the shim's; empty for null.
+fn text(pointer: *const c_char) -> String {
+    if pointer.is_null() {
+        return String::new();
+    }
+    // SAFETY: not null; the shim's strings end in NUL and outlive the call.
+    unsafe { CStr::from_ptr(pointer) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Without the C++ backtrace that follows.
+fn first_lines(message: &str) -> String {
+    message
+        .lines()
+        .take_while(|line| !line.starts_with("Exception raised from"))
+        .take(3)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_last_changes_the_order_in_memory_and_nothing_else() {
+        let x = Tensor::arange(48, (Kind::Float, Device::Cpu)).view([2, 3, 2, 4]);
+        let y = channels_last(&x).unwrap();
+        assert!(!is_channels_last(&x) && is_channels_last(&y));
+        assert_eq!(y.stride(), [24, 1, 12, 3]);
+        assert!(x.equal(&y));
+        assert!(channels_last(&x.view([48])).is_err());
+    }
+
+    #[test]
+    fn a_leaky_relu_keeps_its_slope_and_its_gradient() {
+        let x = Tensor::from_slice(&[-2f32, 3.0]).set_requires_grad(true);
+        let y = leaky_relu_(&x * 1.0, 0.2).unwrap();
+        assert_eq!(Vec::<f32>::try_from(&y).unwrap(), [-0.4, 3.0]);
+        y.sum(Kind::Float).backward();
+        assert_eq!(Vec::<f32>::try_from(x.grad()).unwrap(), [0.2, 1.0]);
+        let error = leaky_relu_(x, 0.2).unwrap_err().to_string();
+        assert!(error.contains("leaf"), "{error}");
+    }
+
+    #[test]
+    fn adam_is_kingma_and_bas() {
+        let mut p = Tensor::from_slice(&[1f32, -1.0]);
+        let g = Tensor::from_slice(&[0.5f32, -0.25]);
+        let (mut m, mut v) = (p.zeros_like(), p.zeros_like());
+        for step in 1..=2 {
+            FusedAdam {
+                parameters: &mut p,
+                gradients: &g,
+                exp_avg: &mut m,
+                exp_avg_sq: &mut v,
+                step,
+                learning_rate: 0.1,
+                beta1: 0.5,
+                beta2: 0.999,
+                epsilon: 1e-8,
+            }
+            .apply()
+            .unwrap();
+        }
+        // With a constant gradient the corrected moments are g and g², so a step is the rate.
+        let p = Vec::<f32>::try_from(&p).unwrap();
+        assert!(
+            (p[0] - 0.8).abs() < 1e-6 && (p[1] + 0.8).abs() < 1e-6,
+            "{p:?}"
+        );
+        assert_eq!(Vec::<f32>::try_from(&m).unwrap(), [0.375, -0.1875]);
+    }
+
+    #[test]
+    fn a_failure_is_an_error_and_no_abort() {
+        let mut p = Tensor::zeros([2], (Kind::Float, Device::Cpu));
+        let (mut m, mut v) = (p.zeros_like(), p.zeros_like());
+        let wrong = FusedAdam {
+            parameters: &mut p,
+            gradients: &Tensor::zeros([3], (Kind::Float, Device::Cpu)),
+            exp_avg: &mut m,
+            exp_avg_sq: &mut v,
+            step: 1,
+            learning_rate: 0.1,
+            beta1: 0.5,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        };
+        assert!(matches!(wrong.apply(), Err(TorchError::Shim { .. })));
+        let error: Result<Tensor, TorchError> = catch("add", || {
+            Ok(Tensor::from_slice(&[1f32, 2.0]) + Tensor::from_slice(&[1f32, 2.0, 3.0]))
+        });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("size of tensor"), "{error}");
+    }
+
+    #[test]
+    fn deterministic_algorithms_can_be_asked_for() {
+        use_deterministic_algorithms().unwrap();
+    }
+}

@@ -1,1 +1,511 @@
-//! Placeholder.
+//! A training step, over all replicas: from State(t) to State(t+1).
+//!
+//! [`Trainer`] owns the state and the threads that the hosted replicas run on. It is handed batches
+//! and a [`Collective`], and knows nothing of files, sockets, the coordinator or other workers. A
+//! step is transactional: the next state is made in memory of its own, and either all of it becomes
+//! the state or, after an error, none.
+//!
+//! `step` has the mathematics of one replica, `layout` what travels, `optimizer` Adam, `state` what
+//! the next step depends on, `snapshot` its names in a checkpoint, `pool` the threads.
+
+mod error;
+mod layout;
+mod optimizer;
+mod pool;
+mod sampler;
+mod snapshot;
+mod state;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use error::{Mismatch, TrainError};
+pub use sampler::Sampler;
+
+use crate::checkpoint::Snapshot;
+use crate::collective::{Collective, Flags};
+use crate::config::{Adam, Job, Update};
+use crate::data::Batch;
+use crate::ids::Step;
+use crate::model::{Latents, Player};
+use crate::torch::{self, HostVector, TorchError};
+use layout::part;
+use pool::Pool;
+use state::{PlayerState, State};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use step::{Game, Vectors, Weights};
+use tch::{Device, Tensor};
+
+/// What a [`Trainer`] is built from.
+#[derive(Debug)]
+pub struct Setup<'a> {
+    /// The job.
+    pub job: &'a Job,
+    /// Where it computes.
+    pub device: Device,
+    /// The replicas that it hosts at first.
+    pub replicas: Range<u32>,
+    /// Cores that it may use; the bits don't depend on it. On a GPU one thread does everything.
+    pub cores: usize,
+}
+
+/// What a step did.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepReport {
+    /// The step reached: the state is now State(`step`).
+    pub step: Step,
+    /// The orders of all workers together.
+    pub flags: Flags,
+    /// J_D, the mean over all replicas, as the other figures are.
+    pub loss_d: f64,
+    /// J_G.
+    pub loss_g: f64,
+    /// Mean D(x): how real D takes real images to be, 0 … 1.
+    pub d_real: f64,
+    /// Mean D(G(z)), before the update.
+    pub d_fake: f64,
+    /// L2 norm of D's mean gradient.
+    pub grad_norm_d: f64,
+    /// L2 norm of G's mean gradient.
+    pub grad_norm_g: f64,
+    /// Elements of the mean gradients that are not finite: 0 in a healthy job.
+    pub nonfinite: u64,
+    /// Time spent computing.
+    pub compute: Duration,
+    /// Time spent in reductions, waiting for peers included.
+    pub reduce: Duration,
+    /// Length of what was reduced, bytes: both vectors of one replica.
+    pub reduced_bytes: u64,
+}
+
+/// The state, and all it takes to advance it.
+#[derive(Debug)]
+pub struct Trainer {
+    game: Arc<Game>,
+    job: Job,
+    cores: usize,
+    state: State,
+    /// Room in which the next state of each network is made.
+    next_generator: PlayerState,
+    next_discriminator: PlayerState,
+    replicas: Range<u32>,
+    pool: Pool,
+    /// One a hosted replica.
+    discriminator_vectors: Vec<Traveller>,
+    generator_vectors: Vec<Traveller>,
+    discriminator_mean: HostVector,
+    generator_mean: HostVector,
+}
+
+impl Trainer {
+    /// A trainer at State(0), which is a function of the job alone.
+    ///
+    /// # Errors
+    /// [`TrainError`], if the device or memory is not to be had, or the job has no such replicas.
+    pub fn new(setup: Setup<'_>) -> Result<Self, TrainError> {
+        let game = Game::new(setup.job, setup.device);
+        Self::playing(game, setup)
+    }
+
+    fn playing(game: Game, setup: Setup<'_>) -> Result<Self, TrainError> {
+        let Setup {
+            job,
+            device,
+            replicas,
+            cores,
+        } = setup;
+        torch::use_deterministic_algorithms()?;
+        torch::set_threads(job.workers.threads);
+        let game = Arc::new(game);
+        let state = State::initial(job, &game.generator, &game.discriminator, device)?;
+        let hosted = Hosted::new(&game, job, replicas.clone(), cores)?;
+        Ok(Self {
+            next_generator: state.generator.room()?,
+            next_discriminator: state.discriminator.room()?,
+            state,
+            replicas,
+            pool: hosted.pool,
+            discriminator_vectors: hosted.discriminator_vectors,
+            generator_vectors: hosted.generator_vectors,
+            discriminator_mean: HostVector::zeros(game.discriminator_layout.len)?,
+            generator_mean: HostVector::zeros(game.generator_layout.len)?,
+            game,
+            job: job.clone(),
+            cores,
+        })
+    }
+
+    /// Hosts these replicas from now on: a new generation. The state stays.
+    ///
+    /// # Errors
+    /// [`TrainError`]; the trainer then hosts what it hosted before.
+    pub fn host(&mut self, replicas: Range<u32>) -> Result<(), TrainError> {
+        if replicas == self.replicas {
+            return Ok(());
+        }
+        let hosted = Hosted::new(&self.game, &self.job, replicas.clone(), self.cores)?;
+        self.pool = hosted.pool;
+        self.discriminator_vectors = hosted.discriminator_vectors;
+        self.generator_vectors = hosted.generator_vectors;
+        self.replicas = replicas;
+        Ok(())
+    }
+
+    /// t of the State(t) that the trainer has.
+    pub fn step(&self) -> Step {
+        self.state.step
+    }
+
+    /// The replicas that it hosts.
+    pub fn replicas(&self) -> Range<u32> {
+        self.replicas.clone()
+    }
+
+    /// A copy of the state in host memory.
+    ///
+    /// # Errors
+    /// [`TrainError::Torch`].
+    pub fn snapshot(&self) -> Result<Snapshot, TrainError> {
+        Ok(snapshot::save(
+            &self.state,
+            &self.game.generator,
+            &self.game.discriminator,
+        )?)
+    }
+
+    /// Goes on from a saved state.
+    ///
+    /// # Errors
+    /// [`TrainError::State`], which names the first thing that doesn't fit; the state is then what
+    /// it was.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), TrainError> {
+        self.state = snapshot::load(
+            snapshot,
+            &self.game.generator,
+            &self.game.discriminator,
+            self.job.train.ema_decay > 0.0,
+            self.game.device,
+        )?;
+        Ok(())
+    }
+
+    /// One step, together with the workers that host the other replicas. `batches` are those of the
+    /// hosted replicas at State(t), in their order; `flags` are this worker's orders.
+    ///
+    /// # Errors
+    /// [`TrainError`]. The state is then State(t) still, bit for bit, and the step can be done again
+    /// with another collective.
+    pub fn advance(
+        &mut self,
+        batches: Vec<Batch>,
+        collective: &mut dyn Collective,
+        flags: Flags,
+    ) -> Result<StepReport, TrainError> {
+        self.check(&batches)?;
+        // A trainer may be moved from thread to thread, and the number is a thread's own.
+        torch::set_threads(self.job.workers.threads);
+        let result = self.attempt(batches, collective, flags);
+        if result.is_err() {
+            // Graphs that wait for the second half hold on to the vectors.
+            self.pool.discard()?;
+        }
+        result
+    }
+
+    fn attempt(
+        &mut self,
+        batches: Vec<Batch>,
+        collective: &mut dyn Collective,
+        flags: Flags,
+    ) -> Result<StepReport, TrainError> {
+        let started = now();
+        let mut reduce = Duration::ZERO;
+        let step = self.state.step.next();
+
+        let work = self.lend(batches);
+        self.pool.begin(&self.weights(), work)?;
+        self.reduce_discriminator(collective, &mut reduce)?;
+        self.update(Player::Discriminator, step)?;
+        if self.game.update == Update::Alternating {
+            self.pool.finish(&self.next_discriminator.parameters)?;
+        }
+        self.reduce_generator(collective, flags, &mut reduce)?;
+        self.update(Player::Generator, step)?;
+
+        let mut report = self.report(step)?;
+        self.commit(step)?;
+        report.reduce = reduce;
+        report.compute = (now() - started).saturating_sub(reduce);
+        Ok(report)
+    }
+
+    /// Images of these latents: from the generator's average if one is kept, with running
+    /// statistics.
+    ///
+    /// # Shapes
+    /// `[latents.count(), c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// [`TrainError::Latents`] or [`TrainError::Torch`].
+    pub fn sample(&self, latents: &Latents) -> Result<Vec<u8>, TrainError> {
+        torch::set_threads(self.job.workers.threads);
+        let (parameters, running) = match &self.state.average {
+            Some(average) => (&average.parameters, &average.running),
+            None => (
+                &self.state.generator.parameters,
+                &self.state.generator.running,
+            ),
+        };
+        Sampler::over(&self.job.model, parameters, running, self.game.device)?.sample(latents)
+    }
+
+    /// Refuses batches that are not the hosted replicas' at this step.
+    fn check(&self, batches: &[Batch]) -> Result<(), TrainError> {
+        let wrong = |detail: String| TrainError::Batches {
+            step: self.state.step,
+            detail,
+        };
+        if batches.len() != self.replicas.len() {
+            return Err(wrong(format!(
+                "{} batches for {} hosted replicas",
+                batches.len(),
+                self.replicas.len()
+            )));
+        }
+        let size = self.game.images.iter().product::<i64>() as usize;
+        for (batch, replica) in batches.iter().zip(self.replicas.clone()) {
+            if batch.replica.0 != replica || batch.step != self.state.step {
+                return Err(wrong(format!(
+                    "expected replica {replica}'s, found replica {}'s at State({})",
+                    batch.replica, batch.step
+                )));
+            }
+            if batch.pixels.len() != size {
+                return Err(wrong(format!(
+                    "replica {replica}'s has {} pixel values, but train.batch images take {size}",
+                    batch.pixels.len()
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Each replica's batch, and its vectors to be filled.
+    fn lend(&mut self, batches: Vec<Batch>) -> Vec<(Batch, Vectors)> {
+        batches
+            .into_iter()
+            .zip(&mut self.discriminator_vectors)
+            .zip(&mut self.generator_vectors)
+            .map(|((batch, discriminator), generator)| {
+                let vectors = Vectors {
+                    discriminator: discriminator.lend(),
+                    generator: generator.lend(),
+                };
+                (batch, vectors)
+            })
+            .collect()
+    }
+
+    fn weights(&self) -> Weights {
+        Weights {
+            generator: self.state.generator.parameters.shallow_clone(),
+            discriminator: self.state.discriminator.parameters.shallow_clone(),
+        }
+    }
+
+    fn reduce_discriminator(
+        &mut self,
+        collective: &mut dyn Collective,
+        spent: &mut Duration,
+    ) -> Result<(), TrainError> {
+        let mut hosted = slices(&mut self.discriminator_vectors)?;
+        let mean = self.discriminator_mean.as_mut_slice()?;
+        reduce(self.state.step, collective, &mut hosted, mean, spent)
+    }
+
+    fn reduce_generator(
+        &mut self,
+        collective: &mut dyn Collective,
+        flags: Flags,
+        spent: &mut Duration,
+    ) -> Result<(), TrainError> {
+        let mut hosted = slices(&mut self.generator_vectors)?;
+        for vector in &mut hosted {
+            self.game.generator_layout.raise(flags, vector);
+        }
+        let mean = self.generator_mean.as_mut_slice()?;
+        reduce(self.state.step, collective, &mut hosted, mean, spent)
+    }
+
+    /// Makes a network's next parameters and moments from its mean gradient.
+    fn update(&mut self, player: Player, step: Step) -> Result<(), TrainError> {
+        let (from, to, mean, gradients, settings): (_, _, _, _, Adam) = match player {
+            Player::Generator => (
+                &self.state.generator,
+                &mut self.next_generator,
+                &mut self.generator_mean,
+                &self.game.generator_layout.gradients,
+                self.job.optimizer.generator(),
+            ),
+            Player::Discriminator => (
+                &self.state.discriminator,
+                &mut self.next_discriminator,
+                &mut self.discriminator_mean,
+                &self.game.discriminator_layout.gradients,
+                self.job.optimizer.discriminator(),
+            ),
+        };
+        let gradient = part(&mean.lend(), gradients)
+            .and_then(|gradient| gradient.f_to_device(self.game.device))
+            .map_err(TorchError::from)?;
+        Ok(optimizer::update(from, to, &gradient, settings, step)?)
+    }
+
+    /// Reads the means, and follows the running statistics in the order of the forward passes:
+    /// D on real images, D on fakes, and in an alternating step the new D on fakes.
+    fn report(&mut self, step: Step) -> Result<StepReport, TrainError> {
+        let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
+        let of_d = self.discriminator_mean.as_slice()?;
+        let of_g = self.generator_mean.as_slice()?;
+
+        let mut judgements = vec![&of_d[d.real.clone()], &of_d[d.fake.clone()]];
+        if self.game.update == Update::Alternating {
+            judgements.push(&of_g[g.judged.clone()]);
+        }
+        self.next_discriminator
+            .track(&self.state.discriminator, &judgements);
+        self.next_generator
+            .track(&self.state.generator, &[&of_g[g.generated.clone()]]);
+
+        let (grad_norm_d, nonfinite_d) = optimizer::measure(&of_d[d.gradients.clone()]);
+        let (grad_norm_g, nonfinite_g) = optimizer::measure(&of_g[g.gradients.clone()]);
+        Ok(StepReport {
+            step,
+            flags: g.flags(of_g),
+            loss_d: f64::from(of_d[d.loss]),
+            loss_g: f64::from(of_g[g.loss]),
+            d_real: f64::from(of_d[d.belief_real]),
+            d_fake: f64::from(of_d[d.belief_fake]),
+            grad_norm_d,
+            grad_norm_g,
+            nonfinite: nonfinite_d + nonfinite_g,
+            compute: Duration::ZERO,
+            reduce: Duration::ZERO,
+            reduced_bytes: 4 * (of_d.len() + of_g.len()) as u64,
+        })
+    }
+
+    /// Makes what is next the state. The one thing that can fail comes first and changes nothing
+    /// then.
+    fn commit(&mut self, step: Step) -> Result<(), TrainError> {
+        if let Some(average) = &mut self.state.average {
+            average.follow(&self.next_generator, self.job.train.ema_decay)?;
+        }
+        std::mem::swap(&mut self.state.generator, &mut self.next_generator);
+        std::mem::swap(&mut self.state.discriminator, &mut self.next_discriminator);
+        self.state.step = step;
+        Ok(())
+    }
+}
+
+/// What depends on the hosted replicas.
+struct Hosted {
+    pool: Pool,
+    discriminator_vectors: Vec<Traveller>,
+    generator_vectors: Vec<Traveller>,
+}
+
+impl Hosted {
+    fn new(
+        game: &Arc<Game>,
+        job: &Job,
+        replicas: Range<u32>,
+        cores: usize,
+    ) -> Result<Self, TrainError> {
+        if replicas.is_empty() || replicas.end > job.train.replicas {
+            return Err(TrainError::Replicas {
+                start: replicas.start,
+                end: replicas.end,
+                replicas: job.train.replicas,
+            });
+        }
+        let intra_op = job.workers.threads;
+        let threads = match game.device {
+            Device::Cpu => (cores / intra_op.max(1) as usize).clamp(1, replicas.len()),
+            _ => 1,
+        };
+        let vectors = |len| -> Result<Vec<Traveller>, TorchError> {
+            replicas
+                .clone()
+                .map(|_| Traveller::new(len, game.device))
+                .collect()
+        };
+        Ok(Self {
+            discriminator_vectors: vectors(game.discriminator_layout.len)?,
+            generator_vectors: vectors(game.generator_layout.len)?,
+            pool: Pool::start(game, replicas.clone(), threads, intra_op)?,
+        })
+    }
+}
+
+/// A vector that is filled on the device and travels from host memory; on a CPU these are one.
+#[derive(Debug)]
+struct Traveller {
+    host: HostVector,
+    /// None on a CPU.
+    device: Option<Tensor>,
+}
+
+impl Traveller {
+    fn new(len: usize, device: Device) -> Result<Self, TorchError> {
+        let mut host = HostVector::zeros(len)?;
+        let device = match device {
+            Device::Cpu => None,
+            device => Some(host.lend().f_to_device(device)?),
+        };
+        Ok(Self { host, device })
+    }
+
+    /// The vector as the device writes it.
+    fn lend(&mut self) -> Tensor {
+        match &self.device {
+            Some(tensor) => tensor.shallow_clone(),
+            None => self.host.lend(),
+        }
+    }
+
+    /// The vector in host memory.
+    fn as_mut_slice(&mut self) -> Result<&mut [f32], TorchError> {
+        if let Some(tensor) = &self.device {
+            self.host.lend().f_copy_(tensor)?;
+        }
+        self.host.as_mut_slice()
+    }
+}
+
+fn slices(vectors: &mut [Traveller]) -> Result<Vec<&mut [f32]>, TorchError> {
+    vectors.iter_mut().map(Traveller::as_mut_slice).collect()
+}
+
+fn reduce(
+    step: Step,
+    collective: &mut dyn Collective,
+    hosted: &mut [&mut [f32]],
+    mean: &mut [f32],
+    spent: &mut Duration,
+) -> Result<(), TrainError> {
+    let started = now();
+    let result = collective.reduce_mean(hosted, mean);
+    *spent += now() - started;
+    result.map_err(|source| TrainError::Collective { step, source })
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the trainer drives the device and reports how long that took; nothing else depends on it"
+)]
+fn now() -> Instant {
+    Instant::now()
+}

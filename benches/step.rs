@@ -1,0 +1,89 @@
+//! A whole training step on the CPU: DCGAN at 64×64, width 64, two replicas of 32 images.
+//!
+//! Compare with one process of PyTorch's example at batch 64 in the same session: machines differ.
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use ganglion::collective::{Collective, CollectiveError, Flags};
+use ganglion::config::{Update, parse};
+use ganglion::data::Batch;
+use ganglion::ids::{Epoch, Rank, ReplicaId};
+use ganglion::train::{Setup, Trainer};
+use std::hint::black_box;
+use std::path::Path;
+use tch::Device;
+
+const REPLICAS: u32 = 2;
+const BATCH: u32 = 32;
+
+/// One worker that hosts both replicas.
+struct Alone;
+
+impl Collective for Alone {
+    fn rank(&self) -> Rank {
+        Rank(0)
+    }
+    fn world_size(&self) -> u32 {
+        1
+    }
+    fn reduce_mean(
+        &mut self,
+        hosted: &mut [&mut [f32]],
+        mean: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        if let [a, b] = hosted {
+            for ((mean, a), b) in mean.iter_mut().zip(a.iter()).zip(b.iter()) {
+                *mean = (a + b) / 2.0;
+            }
+        }
+        Ok(())
+    }
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+}
+
+fn step(criterion: &mut Criterion) {
+    let text = format!(
+        r#"
+        job = {{ name = "bench" }}
+        data = {{ uri = "nowhere" }}
+        train = {{ replicas = {REPLICAS}, batch = {BATCH}, steps = 1 }}
+        "#
+    );
+    let mut group = criterion.benchmark_group("step 64x64 width 64");
+    group.sample_size(10);
+    group.throughput(Throughput::Elements(u64::from(REPLICAS * BATCH)));
+    for (label, update) in [
+        ("alternating", Update::Alternating),
+        ("simultaneous", Update::Simultaneous),
+    ] {
+        let mut job = parse(&text, "bench", Path::new("."), &[]).expect("the job is sound");
+        job.train.update = update;
+        let mut trainer = Trainer::new(Setup {
+            job: &job,
+            device: Device::Cpu,
+            replicas: 0..REPLICAS,
+            cores: 2,
+        })
+        .expect("a trainer on the CPU");
+        let pixels: Vec<u8> = (0..BATCH * 3 * 64 * 64).map(|i| (i * 7 % 251) as u8).collect();
+        group.bench_function(label, |bencher| {
+            bencher.iter(|| {
+                let batches = (0..REPLICAS)
+                    .map(|replica| Batch {
+                        step: trainer.step(),
+                        epoch: Epoch(0),
+                        replica: ReplicaId(replica),
+                        pixels: pixels.clone(),
+                        labels: None,
+                    })
+                    .collect();
+                black_box(trainer.advance(batches, &mut Alone, Flags::default()).expect("a step"))
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, step);
+criterion_main!(benches);

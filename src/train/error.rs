@@ -1,0 +1,124 @@
+//! What can go wrong in a step.
+
+use crate::checkpoint::Kind;
+use crate::collective::CollectiveError;
+use crate::ids::{ReplicaId, Step};
+use crate::torch::TorchError;
+
+/// Why a step, or a change of the state, was refused. The state is then what it was before.
+#[derive(Debug, thiserror::Error)]
+pub enum TrainError {
+    /// The workers didn't get the mean together. The step can be done again in a new generation.
+    #[error("step {step} from State({step}) is not done: {source}")]
+    Collective {
+        /// The state that the trainer still has.
+        step: Step,
+        /// Why.
+        source: CollectiveError,
+    },
+    /// A replica's mathematics failed.
+    #[error("replica {replica}: {source}")]
+    Replica {
+        /// Whose.
+        replica: ReplicaId,
+        /// Why.
+        source: TorchError,
+    },
+    /// libtorch refused something that is common to the replicas.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    /// The operating system gave no thread.
+    #[error("can't start a thread for replicas: {0}")]
+    Thread(std::io::Error),
+    /// A replica thread is gone. Replicas that panic don't end their thread, so this is a bug.
+    #[error("a replica thread has ended; build a new trainer")]
+    ThreadLost,
+    /// The batches handed in are not those of the hosted replicas at this step.
+    #[error("the batches don't fit State({step}): {detail}")]
+    Batches {
+        /// The state that the trainer has.
+        step: Step,
+        /// What is wrong with them.
+        detail: String,
+    },
+    /// Replicas that the job doesn't have.
+    #[error("can't host replicas {start} to {end} (exclusive) of a job with {replicas}")]
+    Replicas {
+        /// First.
+        start: u32,
+        /// First after them.
+        end: u32,
+        /// R.
+        replicas: u32,
+    },
+    /// A saved state that doesn't fit the job's networks.
+    #[error("the state's file {file} doesn't fit this job: {mismatch}")]
+    State {
+        /// `generator`, `discriminator`, `optimizer` or `generator_ema`.
+        file: String,
+        /// What differs.
+        mismatch: Mismatch,
+    },
+    /// Latents that the generator can't take.
+    #[error("a latent of {found} numbers, but the generator takes {expected} (model.latent)")]
+    Latents {
+        /// Size of those handed in.
+        found: usize,
+        /// Size of the generator's.
+        expected: usize,
+    },
+}
+
+/// How a saved state differs from what the job's networks need.
+#[derive(Debug, thiserror::Error)]
+pub enum Mismatch {
+    /// A file is not there.
+    #[error("it is missing")]
+    NoFile,
+    /// A file is there for which the job has no use.
+    #[error("the job has no such part (train.ema_decay decides whether there is a generator_ema)")]
+    ExtraFile,
+    /// A tensor is not there.
+    #[error("it has no tensor {0}")]
+    NoTensor(String),
+    /// A tensor is there that no network has.
+    #[error("it has a tensor {0}, which the networks don't have")]
+    ExtraTensor(String),
+    /// A tensor is there twice.
+    #[error("it has the tensor {0} twice")]
+    TwiceTensor(String),
+    /// A tensor has another shape or kind.
+    #[error("{name} is {found_kind:?} {found:?}, but must be {expected_kind:?} {expected:?}")]
+    Shape {
+        /// Which.
+        name: String,
+        /// Its dimensions.
+        found: Vec<usize>,
+        /// Its elements.
+        found_kind: Kind,
+        /// Those of the network's.
+        expected: Vec<usize>,
+        /// Those of the network's.
+        expected_kind: Kind,
+    },
+    /// A tensor's bytes don't fill its shape.
+    #[error("{name} has {found} bytes, but its shape takes {expected}")]
+    Bytes {
+        /// Which.
+        name: String,
+        /// How many there are.
+        found: usize,
+        /// How many it takes.
+        expected: usize,
+    },
+    /// A count that contradicts another.
+    #[error("{name} is {found}, but must be {expected}")]
+    Count {
+        /// Which.
+        name: String,
+        /// Its value.
+        found: i64,
+        /// The value that the rest of the state implies.
+        expected: i64,
+    },
+}

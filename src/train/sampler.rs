@@ -1,0 +1,122 @@
+//! A generator that draws images, without a job around it.
+
+use super::TrainError;
+use super::snapshot::load_network;
+use crate::checkpoint::TensorData;
+use crate::config::Model;
+use crate::model::{Architecture, Latents, Network, Statistics};
+use crate::random::{Domain, Key};
+use crate::torch::{self, TorchError};
+use tch::{Device, Kind, Tensor};
+
+/// Images that are drawn at a time. Fixed, and filled up at the end: kernels may add in another
+/// order for other batch sizes, so an image would depend on how many are drawn with it.
+const CHUNK: usize = 16;
+
+/// A generator with its running statistics. Each image depends on its own latent only.
+///
+/// The bits also depend on the intra-op threads of the calling thread; see
+/// [`set_threads`](crate::torch::set_threads).
+#[derive(Debug)]
+pub struct Sampler {
+    architecture: Architecture,
+    latent: usize,
+    parameters: Tensor,
+    running: Tensor,
+    device: Device,
+}
+
+impl Sampler {
+    /// A generator from the state dict in a checkpoint's file `generator` or `generator_ema`.
+    ///
+    /// # Errors
+    /// [`TrainError::State`], which names the first tensor that differs from `model`'s.
+    pub fn new(model: &Model, tensors: &[TensorData], device: Device) -> Result<Self, TrainError> {
+        let architecture = Architecture::generator(model);
+        let (parameters, running) = load_network("generator", tensors, &architecture)?;
+        Self::over(model, &parameters, &running, device)
+    }
+
+    /// A generator over parameters that are there already.
+    pub(super) fn over(
+        model: &Model,
+        parameters: &Tensor,
+        running: &[f32],
+        device: Device,
+    ) -> Result<Self, TrainError> {
+        let place = || -> Result<_, TorchError> {
+            Ok((
+                parameters.f_to_device(device)?,
+                Tensor::f_from_slice(running)?.f_to_device(device)?,
+            ))
+        };
+        let (parameters, running) = place()?;
+        Ok(Self {
+            architecture: Architecture::generator(model),
+            latent: model.latent as usize,
+            parameters,
+            running,
+            device,
+        })
+    }
+
+    /// Draws `count` images of the seed's own: the grid's, if the seed is the job's.
+    ///
+    /// # Shapes
+    /// `[count, c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn draw(&self, seed: u64, count: usize) -> Result<Vec<u8>, TrainError> {
+        let key = Key::new(Domain::Samples, &[seed]);
+        self.sample(&Latents::draw(key, count, self.latent)?)
+    }
+
+    /// The images of these latents.
+    ///
+    /// # Shapes
+    /// `[latents.count(), c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// [`TrainError::Latents`] for latents of another size, or [`TrainError::Torch`].
+    pub fn sample(&self, latents: &Latents) -> Result<Vec<u8>, TrainError> {
+        if latents.size() != self.latent {
+            return Err(TrainError::Latents {
+                found: latents.size(),
+                expected: self.latent,
+            });
+        }
+        let mut pixels = Vec::new();
+        for values in latents.values().chunks(CHUNK * self.latent) {
+            let images = self.images(values)?;
+            let old = pixels.len();
+            pixels.resize(old + images.numel(), 0);
+            images
+                .f_copy_data_u8(&mut pixels[old..], images.numel())
+                .map_err(TorchError::from)?;
+        }
+        Ok(pixels)
+    }
+
+    /// At most [`CHUNK`] images, as bytes in host memory.
+    fn images(&self, values: &[f32]) -> Result<Tensor, TorchError> {
+        let mut padded = vec![0.0; CHUNK * self.latent];
+        padded[..values.len()].copy_from_slice(values);
+        let z = Tensor::f_from_slice(&padded)?
+            .f_view([CHUNK as i64, self.latent as i64, 1, 1])?
+            .f_to_device(self.device)?;
+        torch::catch("draw images", || {
+            let images = Network::frozen(&self.architecture, &self.parameters)?
+                .forward(&z, Statistics::Running(&self.running))?;
+            Ok(images
+                .f_narrow(0, 0, (values.len() / self.latent) as i64)?
+                .f_add_scalar(1.0)?
+                .f_mul_scalar(127.5)?
+                .f_round()?
+                .f_clamp(0.0, 255.0)?
+                .f_to_kind(Kind::Uint8)?
+                .f_to_device(Device::Cpu)?
+                .f_contiguous()?)
+        })
+    }
+}

@@ -1,0 +1,235 @@
+//! One replica's mathematics in one step: from images and weights to the vectors that travel.
+//!
+//! Nothing here changes the state, knows how many replicas there are, or waits for anybody.
+
+use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
+use crate::config::{Job, Update};
+use crate::data::Batch;
+use crate::model::{Architecture, Latents, Network, Statistics, view};
+use crate::objective::{self, Objective};
+use crate::random::{Domain, Key};
+use crate::torch::{TorchError, channels_last};
+use tch::{Device, Kind, Tensor};
+
+/// What all replicas of a job have in common.
+#[derive(Debug)]
+pub(super) struct Game {
+    pub(super) generator: Architecture,
+    pub(super) discriminator: Architecture,
+    pub(super) objective: Box<dyn Objective>,
+    pub(super) update: Update,
+    pub(super) discriminator_layout: DiscriminatorLayout,
+    pub(super) generator_layout: GeneratorLayout,
+    pub(super) seed: u64,
+    /// Shape of a batch of images: `[b, c, s, s]`.
+    pub(super) images: [i64; 4],
+    pub(super) latent: usize,
+    pub(super) device: Device,
+}
+
+/// Both networks' flat parameters.
+#[derive(Debug)]
+pub(super) struct Weights {
+    pub(super) generator: Tensor,
+    pub(super) discriminator: Tensor,
+}
+
+impl Weights {
+    /// The same memory, for another thread to read.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            generator: self.generator.shallow_clone(),
+            discriminator: self.discriminator.shallow_clone(),
+        }
+    }
+}
+
+/// A replica's two vectors, to be written.
+#[derive(Debug)]
+pub(super) struct Vectors {
+    pub(super) discriminator: Tensor,
+    pub(super) generator: Tensor,
+}
+
+/// What a replica keeps between the two halves of an alternating step: its fakes, with the graph
+/// that made them.
+#[derive(Debug)]
+pub(super) struct Fakes {
+    images: Tensor,
+    /// G's parameters in that graph.
+    leaves: Vec<Tensor>,
+    /// G's vector.
+    vector: Tensor,
+}
+
+impl Game {
+    pub(super) fn new(job: &Job, device: Device) -> Self {
+        let model = &job.model;
+        let generator = Architecture::generator(model);
+        let discriminator = Architecture::discriminator(model);
+        let side = i64::from(model.image_size);
+        Self {
+            discriminator_layout: DiscriminatorLayout::new(&discriminator),
+            generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
+            generator,
+            discriminator,
+            objective: objective::of(job.train.objective),
+            update: job.train.update,
+            seed: job.job.seed,
+            images: [
+                i64::from(job.train.batch),
+                i64::from(model.channels),
+                side,
+                side,
+            ],
+            latent: model.latent as usize,
+            device,
+        }
+    }
+
+    /// The first half of an alternating step: fills D's vector, and the part of G's that tells of
+    /// the fakes.
+    pub(super) fn discriminate(
+        &self,
+        weights: &Weights,
+        batch: &Batch,
+        vectors: Vectors,
+    ) -> Result<Fakes, TorchError> {
+        let (generated, real, faked) = self.clear(&vectors)?;
+        let generator = Network::trainable(&self.generator, &weights.generator)?;
+        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
+        let x = self.images(batch)?;
+        let z = self.latents(batch)?;
+
+        let fake = generator.forward(&z, Statistics::Batch(&generated))?;
+        // Real images and fakes are minibatches of their own for batch norm.
+        let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
+        let on_fake = discriminator.forward(&fake.f_detach()?, Statistics::Batch(&faked))?;
+        let j_d = self.objective.discriminator(&on_real, &on_fake)?;
+        let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), false, false)?;
+
+        self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        Ok(Fakes {
+            images: fake,
+            leaves: generator.into_leaves(),
+            vector: vectors.generator,
+        })
+    }
+
+    /// The second half of an alternating step, against the new D: fills the rest of G's vector.
+    /// D is frozen: G's gradient passes through it, and D's own is never computed.
+    pub(super) fn deceive(&self, fakes: Fakes, discriminator: &Tensor) -> Result<(), TorchError> {
+        let discriminator = Network::frozen(&self.discriminator, discriminator)?;
+        let judged = part(&fakes.vector, &self.generator_layout.judged)?;
+
+        let on_fake = discriminator.forward(&fakes.images, Statistics::Batch(&judged))?;
+        let j_g = self.objective.generator(&on_fake)?;
+        let d_g = Tensor::f_run_backward(&[&j_g], &fakes.leaves, false, false)?;
+
+        self.write_generator(&fakes.vector, &d_g, &j_g)
+    }
+
+    /// A simultaneous step: both gradients at the same point, from one look of D at the fakes.
+    pub(super) fn both(
+        &self,
+        weights: &Weights,
+        batch: &Batch,
+        vectors: &Vectors,
+    ) -> Result<(), TorchError> {
+        let (generated, real, faked) = self.clear(vectors)?;
+        let generator = Network::trainable(&self.generator, &weights.generator)?;
+        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
+        let x = self.images(batch)?;
+        let z = self.latents(batch)?;
+
+        let fake = generator.forward(&z, Statistics::Batch(&generated))?;
+        let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
+        let on_fake = discriminator.forward(&fake, Statistics::Batch(&faked))?;
+        let j_d = self.objective.discriminator(&on_real, &on_fake)?;
+        let j_g = self.objective.generator(&on_fake)?;
+        // Each computes what it is asked for: J_D's stops at D's weights, J_G's passes them by.
+        let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
+        let d_g = Tensor::f_run_backward(&[&j_g], generator.leaves(), false, false)?;
+
+        self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        self.write_generator(&vectors.generator, &d_g, &j_g)
+    }
+
+    /// Pixels 0 … 255 to -1 … 1, channels-last as all activations are.
+    fn images(&self, batch: &Batch) -> Result<Tensor, TorchError> {
+        let pixels = Tensor::f_from_data_size(&batch.pixels, &self.images, Kind::Uint8)?;
+        Ok(channels_last(&pixels.f_to_device(self.device)?)?
+            .f_to_kind(Kind::Float)?
+            .f_divide_scalar_(127.5)?
+            .f_sub_scalar_(1.0)?)
+    }
+
+    /// The replica's latents: of this step, whoever computes it and however often.
+    fn latents(&self, batch: &Batch) -> Result<Tensor, TorchError> {
+        let numbers = [self.seed, batch.step.0, u64::from(batch.replica.0)];
+        let key = Key::new(Domain::Latents, &numbers);
+        Latents::draw(key, self.images[0] as usize, self.latent)?.to_tensor(self.device)
+    }
+
+    /// The places of the statistics of G(z), D(real) and D(fake), zeroed, as those of a second D's
+    /// are: batch norm multiplies what is there by 0, which would keep a NaN.
+    ///
+    /// All of them, before the first forward pass: between a pass that leaves statistics in a vector
+    /// and the end of the backward pass through it, autograd would take a write anywhere in that
+    /// vector for a change of the statistics, and refuse.
+    fn clear(&self, vectors: &Vectors) -> Result<(Tensor, Tensor, Tensor), TorchError> {
+        let (d, g) = (&self.discriminator_layout, &self.generator_layout);
+        let zeroed = |vector, range| part(vector, range)?.f_zero_();
+        let _judged = zeroed(&vectors.generator, &g.judged)?;
+        Ok((
+            zeroed(&vectors.generator, &g.generated)?,
+            zeroed(&vectors.discriminator, &d.real)?,
+            zeroed(&vectors.discriminator, &d.fake)?,
+        ))
+    }
+
+    fn write_discriminator(
+        &self,
+        vector: &Tensor,
+        gradients: &[Tensor],
+        loss: &Tensor,
+        [on_real, on_fake]: [&Tensor; 2],
+    ) -> Result<(), TorchError> {
+        let to = &self.discriminator_layout;
+        write_gradients(&self.discriminator, vector, gradients)?;
+        write_scalar(vector, to.loss, loss)?;
+        for (place, logits) in [(to.belief_real, on_real), (to.belief_fake, on_fake)] {
+            let belief = logits.f_detach()?.f_sigmoid()?.f_mean(Kind::Float)?;
+            write_scalar(vector, place, &belief)?;
+        }
+        Ok(())
+    }
+
+    fn write_generator(
+        &self,
+        vector: &Tensor,
+        gradients: &[Tensor],
+        loss: &Tensor,
+    ) -> Result<(), TorchError> {
+        write_gradients(&self.generator, vector, gradients)?;
+        write_scalar(vector, self.generator_layout.loss, loss)
+    }
+}
+
+/// The gradients begin every vector, in the order of the flat parameters.
+fn write_gradients(
+    architecture: &Architecture,
+    vector: &Tensor,
+    gradients: &[Tensor],
+) -> Result<(), TorchError> {
+    for (parameter, gradient) in architecture.parameters.iter().zip(gradients) {
+        view(vector, parameter)?.f_copy_(gradient)?;
+    }
+    Ok(())
+}
+
+fn write_scalar(vector: &Tensor, place: usize, value: &Tensor) -> Result<(), TorchError> {
+    let value = value.f_detach()?.f_reshape([1])?;
+    part(vector, &(place..place + 1))?.f_copy_(&value)?;
+    Ok(())
+}

@@ -140,12 +140,14 @@ impl Manifest {
     /// A manifest from its text. `path` is for messages.
     pub(super) fn parse(path: &Path, text: &[u8]) -> Result<Self, CheckpointError> {
         #[derive(Deserialize)]
-        struct Format {
+        struct Seal {
             format: u32,
+            #[serde(default)]
+            checksum: String,
         }
-        let damaged = |error: serde_json::Error| CheckpointError::damaged(path, error.to_string());
         // The format comes first: a later one may lack what is looked for next.
-        let Format { format } = serde_json::from_slice(text).map_err(damaged)?;
+        let Seal { format, checksum } = serde_json::from_slice(text)
+            .map_err(|error| CheckpointError::damaged(path, error.to_string()))?;
         if format > FORMAT {
             return Err(CheckpointError::NewerFormat {
                 path: path.to_owned(),
@@ -153,15 +155,18 @@ impl Manifest {
                 known: FORMAT,
             });
         }
-        let manifest: Self = serde_json::from_slice(text).map_err(damaged)?;
-        let sealed =
-            std::str::from_utf8(text).is_ok_and(|text| is_sealed(text, &manifest.checksum));
-        if !sealed {
+        if !std::str::from_utf8(text).is_ok_and(|text| is_sealed(text, &checksum)) {
             return Err(CheckpointError::damaged(
                 path,
                 "its content doesn't agree with its checksum",
             ));
         }
+        // What is sealed is as it was written: if it makes no sense here, it isn't damaged.
+        let manifest =
+            serde_json::from_slice(text).map_err(|error| CheckpointError::OtherVersion {
+                path: path.to_owned(),
+                detail: error.to_string(),
+            })?;
         Ok(manifest)
     }
 }
@@ -190,7 +195,8 @@ fn is_sealed(text: &str, checksum: &str) -> bool {
 ///
 /// # Errors
 /// [`CheckpointError::Damaged`] if it is missing or not what was written,
-/// [`CheckpointError::NewerFormat`] if a later version wrote it.
+/// [`CheckpointError::NewerFormat`] or [`CheckpointError::OtherVersion`] if another version wrote
+/// it and this one can't read it.
 pub fn read_manifest(dir: &Path) -> Result<Manifest, CheckpointError> {
     let path = dir.join(FILE);
     let text = std::fs::read(&path).map_err(|error| unreadable(&path, error))?;
@@ -281,6 +287,15 @@ pub(super) mod tests {
             message.contains("format 2") && message.contains("use the version that wrote it"),
             "{message}"
         );
+    }
+
+    #[test]
+    fn a_whole_manifest_of_another_version_is_not_called_damaged() {
+        let text = serde_json::to_string_pretty(&manifest()).unwrap();
+        let extended = text.replacen("\"latent\"", "\"attention\": true, \"latent\"", 1);
+        let error = parse(&seal(extended)).unwrap_err();
+        assert!(matches!(error, CheckpointError::OtherVersion { .. }));
+        assert!(error.to_string().contains("attention"), "{error}");
     }
 
     #[test]

@@ -67,6 +67,17 @@ pub enum CheckpointError {
         /// The newest format known here.
         known: u32,
     },
+    /// It is whole, but another version of Ganglion wrote it, in words that this one lacks.
+    #[error(
+        "{path}: another version of Ganglion wrote it, and this one can't read it ({detail}): use the version that wrote it",
+        path = path.display()
+    )]
+    OtherVersion {
+        /// The manifest.
+        path: PathBuf,
+        /// What can't be read.
+        detail: String,
+    },
     /// Another state of the same step is there already. A job has one history, so one of the two
     /// states is wrong, or they are two jobs' in one folder.
     #[error(

@@ -122,8 +122,8 @@ impl Store {
     /// The newest checkpoint that verifies. A damaged one is logged, and the one before it taken.
     ///
     /// # Errors
-    /// [`CheckpointError::NewerFormat`] and a file that this user may not read are no reason to
-    /// fall back: somebody has to look.
+    /// What another version wrote, and a file that this user may not read, are no reason to fall
+    /// back: somebody has to look.
     pub fn newest(&self) -> Result<Option<Stored>, CheckpointError> {
         for (step, path) in self.folders()?.into_iter().rev() {
             match read(&path) {

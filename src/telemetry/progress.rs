@@ -201,7 +201,7 @@ mod tests {
             step: Step(step),
             images_per_second: 1234.4,
             loss_d: 1.38629,
-            loss_g: 0.6931,
+            loss_g: 0.7002,
             d_real: 0.5,
             d_fake: 0.25,
         }
@@ -231,7 +231,7 @@ mod tests {
     fn a_view_reads_well() {
         assert_eq!(
             line(&view(1500), 10_000, Some(Duration::from_secs(125))),
-            "step 1500/10000  1234 images/s  loss D 1.386 G 0.693  D(x) 0.500  D(G(z)) 0.250  \
+            "step 1500/10000  1234 images/s  loss D 1.386 G 0.700  D(x) 0.500  D(G(z)) 0.250  \
              2m 05s left"
         );
         let diverged = ProgressView {

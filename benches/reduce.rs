@@ -3,6 +3,8 @@
 //! The vectors are as long as the gradients of DCGAN-64's discriminator and generator. What is
 //! called a byte here is one of the mean: `n * 4`.
 
+#![allow(clippy::unwrap_used, reason = "a bench that fails is to stop")]
+
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ganglion::collective::{
     Abort, Collective, Deadlines, Group, GroupPeer, InProcess, Listener, Tcp,

@@ -74,7 +74,7 @@ impl InProcess {
     /// # Errors
     /// If there are no replicas.
     pub fn solo(replicas: u32) -> Result<Self, GroupFault> {
-        let mut ranks = Self::group(&[0..replicas], Duration::MAX)?;
+        let mut ranks = Self::group(std::slice::from_ref(&(0..replicas)), Duration::MAX)?;
         ranks.pop().ok_or(GroupFault::Empty)
     }
 

@@ -113,6 +113,10 @@ pub fn slice(length: usize, world_size: u32, rank: u32) -> Range<usize> {
 }
 
 #[cfg(test)]
+#[expect(
+    clippy::single_range_in_vec_init,
+    reason = "a worker that hosts one range is meant"
+)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -43,7 +43,7 @@ lint: setup $(CARGO_DENY) ## format, lints, licences and sources of the dependen
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
-	$(CARGO_DENY) --locked check licenses bans sources
+	$(CARGO_DENY) --locked check --hide-inclusion-graph licenses bans sources
 
 $(CARGO_DENY):
 	$(CARGO) install --locked --quiet cargo-deny --version $(CARGO_DENY_VERSION) \

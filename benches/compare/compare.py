@@ -61,11 +61,19 @@ def pytorch(args: argparse.Namespace, processes: int, threads: int) -> Result:
                "--threads", str(threads), "--ddp", args.ddp,
                "--steps", str(args.steps), "--warmup", str(args.warmup)]
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads))
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True,
-                          timeout=LONGEST)
-    if done.returncode != 0:
-        fail(f"the PyTorch side ended with exit status {done.returncode}; its message is above")
-    return Result(json.loads(done.stdout.strip().splitlines()[-1])["images_per_s"])
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True,
+                               start_new_session=True)
+    try:
+        output, _ = process.communicate(timeout=LONGEST)
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)  # with the processes that it spawned
+        process.wait()
+        if isinstance(error, subprocess.TimeoutExpired):
+            fail(f"the PyTorch side did not end within {LONGEST} s")
+        raise
+    if process.returncode != 0:
+        fail(f"the PyTorch side ended with exit status {process.returncode}; its message is above")
+    return Result(json.loads(output.strip().splitlines()[-1])["images_per_s"])
 
 
 # --- Ganglion ------------------------------------------------------------------------------------
@@ -105,13 +113,11 @@ def records(path: Path) -> List[Dict[str, float]]:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Ends a run and the workers that it started, which share its process group."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
+    """Asks a run to end, which ends its workers too; kills it if it doesn't."""
+    for ask in (process.terminate, process.kill):
         try:
-            os.killpg(process.pid, number)
+            ask()
             process.wait(timeout=20)
-            return
-        except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:
             continue

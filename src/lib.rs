@@ -1,5 +1,45 @@
 //! Ganglion trains DCGAN-class models on many devices, and the result of a job is a pure function
-//! of its job file and its data.
+//! of its job file and its data: which machines computed it, how many, and what failed on the way
+//! leaves no trace in a single bit of the checkpoint.
+//!
+//! # The map, in the order in which data flows
+//!
+//! ```text
+//! job file → gan-coord ──Assignment──▶ gan-worker → batches → step → reduce → State(t+1)
+//!                ▲                         │                            │
+//!                └──────── Progress ───────┘          checkpoint, samples, metrics
+//! ```
+//!
+//! | room | owns |
+//! |---|---|
+//! | [`config`] | the job file: what a job is |
+//! | [`plan`] | PURE: who reads which samples when |
+//! | [`data`] | sources, packed shards, the loader |
+//! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
+//! | [`coordinator`] | drives `membership`: gRPC service, ledger, status, command line |
+//! | [`session`] | PURE: a worker's machine: what it does with what it hears |
+//! | `worker` | drives `session`: gRPC client, training thread, command line |
+//! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
+//! | `objective` | the games: what the two networks minimise |
+//! | `train` | one step of all hosted replicas; the state and how it changes |
+//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, in process; in-band flags |
+//! | `torch` | what tch lacks: one C++ shim and its safe face |
+//! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
+//! | [`sample`] | grids of images |
+//! | [`telemetry`] | logs, metrics, records, the progress bar |
+//! | [`random`] | PURE: a key for every random draw |
+//! | [`ids`], [`signals`] | the numbers that name things; SIGTERM and SIGINT |
+//! | [`proto`] | the wire, as `proto/` defines it |
+//!
+//! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
+//! `objective`, `data`, `checkpoint` → `plan`, `config`. `coordinator` and `worker` never use each
+//! other. PURE rooms use no tokio, tonic or tch and read no clock: time comes in as an argument,
+//! decisions go out as values. `unsafe` lives in `torch`, but for one memory map in `data`.
+//!
+//! # Features
+//!
+//! `torch` (default): everything that touches a tensor. Without it `gan-coord` still builds.
+
 pub mod checkpoint;
 pub mod collective;
 pub mod config;
@@ -23,7 +63,7 @@ pub mod train;
 #[cfg(feature = "torch")]
 pub mod worker;
 
-/// The wire: what `proto/` defines.
+/// The wire, as `proto/ganglion/v1` defines it.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 pub mod proto {
     tonic::include_proto!("ganglion.v1");

@@ -285,12 +285,20 @@ impl Driver {
         let Some(newest) = records.last().filter(|_| present) else {
             return Ok(());
         };
-        let time = self.seconds_before + now.as_secs_f64();
-        let samples = self.samples_per_step;
-        let lines: Vec<_> = records
-            .iter()
-            .map(|record| log_line(record, *generation, time, samples))
-            .collect();
+        // The newest step has just ended; each one before it, a step's duration earlier.
+        let mut time = self.seconds_before + now.as_secs_f64();
+        let mut lines: Vec<_> = Vec::with_capacity(records.len());
+        for record in records.iter().rev() {
+            lines.push(log_line(record, *generation, time, self.samples_per_step));
+            time -= record.seconds;
+        }
+        lines.reverse();
+        // A batch that came late must not make the next one seem to have gone back.
+        let mut earliest = self.records.last_time().unwrap_or(0.0);
+        for line in &mut lines {
+            line.time = line.time.max(earliest);
+            earliest = line.time;
+        }
         self.records.append(&lines)?;
         self.progress.send_modify(|progress| {
             progress.newest = Some(newest.clone());

@@ -3,6 +3,9 @@
 //! Write-ahead log with `synchronous = FULL`: what a call has returned from is on the disk. One
 //! coordinator owns a run directory, by a lock on a file beside the ledger; anybody may read.
 
+#[cfg(test)]
+mod tests;
+
 use crate::config::StateKeys;
 use crate::data::Manifest;
 use crate::ids::{Epoch, Generation, Step, WorkerId};

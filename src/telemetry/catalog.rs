@@ -316,6 +316,14 @@ pub fn markdown() -> String {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_readme_tells_of_every_metric() {
+        let readme = include_str!("../../README.md");
+        let table = readme.split("<!-- metrics -->\n").nth(1).unwrap();
+        let table = table.split("<!-- /metrics -->").next().unwrap();
+        assert!(table == markdown(), "README.md should have:\n{}", markdown());
+    }
+
     /// Dashboards and alerts hang on these names.
     #[test]
     fn the_names_are_fixed() {

@@ -126,7 +126,6 @@ pub async fn run(options: Options) -> Result<Exit, WorkerError> {
 /// A job, as the coordinator's Welcome told it.
 #[derive(Clone)]
 struct Enrolment {
-    worker: u64,
     job_id: String,
     job: Arc<Job>,
     run_dir: PathBuf,
@@ -301,10 +300,6 @@ impl Worker {
                 carried.command = Some(Command::Work(generation, wire::work(message)));
                 Event::Work(generation)
             }
-            FromCoordinator::Pause(_) => {
-                self.orders.raise_pause();
-                return Ok(Event::Connected);
-            }
             FromCoordinator::Stop(stop) => {
                 tracing::info!("told to stop: {}", stop.reason);
                 Event::Stop
@@ -451,7 +446,6 @@ fn enrolment(welcome: &proto::Welcome) -> Result<Enrolment, String> {
         .map_err(|error| error.to_string())?;
     tracing::info!(worker = welcome.worker, job = %job.job.name, id = %welcome.job_id, "welcome");
     Ok(Enrolment {
-        worker: welcome.worker,
         job_id: welcome.job_id.clone(),
         job: Arc::new(job),
         run_dir: PathBuf::from(&welcome.run_dir),

@@ -57,17 +57,12 @@ pub(super) enum Report {
 /// Orders that take effect at the end of a step, on all workers at the same one.
 #[derive(Default)]
 pub(super) struct Orders {
-    pause: AtomicBool,
     leaving: AtomicBool,
     stop: AtomicBool,
     abort: Mutex<Abort>,
 }
 
 impl Orders {
-    pub(super) fn raise_pause(&self) {
-        self.pause.store(true, Ordering::Relaxed);
-    }
-
     pub(super) fn raise_leaving(&self) {
         self.leaving.store(true, Ordering::Relaxed);
     }
@@ -84,7 +79,6 @@ impl Orders {
 
     fn renew(&self) -> Abort {
         let abort = Abort::new();
-        self.pause.store(false, Ordering::Relaxed);
         let mut present = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
         *present = abort.clone();
         abort
@@ -92,7 +86,7 @@ impl Orders {
 
     fn flags(&self) -> Flags {
         Flags {
-            pause: self.pause.load(Ordering::Relaxed),
+            pause: false,
             leaving: self.leaving.load(Ordering::Relaxed),
             stop: self.stop.load(Ordering::Relaxed),
         }

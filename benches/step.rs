@@ -66,7 +66,9 @@ fn step(criterion: &mut Criterion) {
             cores: 2,
         })
         .expect("a trainer on the CPU");
-        let pixels: Vec<u8> = (0..BATCH * 3 * 64 * 64).map(|i| (i * 7 % 251) as u8).collect();
+        let pixels: Vec<u8> = (0..BATCH * 3 * 64 * 64)
+            .map(|i| (i * 7 % 251) as u8)
+            .collect();
         group.bench_function(label, |bencher| {
             bencher.iter(|| {
                 let batches = (0..REPLICAS)
@@ -78,7 +80,11 @@ fn step(criterion: &mut Criterion) {
                         labels: None,
                     })
                     .collect();
-                black_box(trainer.advance(batches, &mut Alone, Flags::default()).expect("a step"))
+                black_box(
+                    trainer
+                        .advance(batches, &mut Alone, Flags::default())
+                        .expect("a step"),
+                )
             });
         });
     }

@@ -14,6 +14,15 @@ fn the_state_is_the_same_for_any_number_of_threads() {
     }
 }
 
+/// Other tests of this process run on one thread at the same time.
+#[test]
+fn a_jobs_intra_op_threads_are_its_own() {
+    let mut job = job(Update::Alternating, 0.0);
+    job.workers.threads = 2;
+    let states = [2, 4, 4].map(|cores| train(&mut trainer(&job, 0..REPLICAS, cores), 3));
+    assert!(states[0] == states[1] && states[0] == states[2]);
+}
+
 #[test]
 fn the_state_is_the_same_for_any_number_of_workers() {
     for update in UPDATES {

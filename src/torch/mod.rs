@@ -54,6 +54,9 @@ pub enum TorchError {
 /// Kernels add in another order with other thread counts, so every thread that computes something
 /// the state depends on calls this first, with the job's number.
 pub fn set_threads(threads: u32) {
+    // A thread's first parallel kernel takes over the number that any thread set last. Asking
+    // does the same, so that it happens before the setting and not after.
+    tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 

@@ -206,20 +206,6 @@ impl Trainer {
         self.check(&batches)?;
         // A trainer may be moved from thread to thread, and the number is a thread's own.
         torch::set_threads(self.job.workers.threads);
-        let result = self.attempt(batches, collective, flags);
-        if result.is_err() {
-            // Graphs that wait for the second half hold on to the vectors.
-            self.pool.discard()?;
-        }
-        result
-    }
-
-    fn attempt(
-        &mut self,
-        batches: Vec<Batch>,
-        collective: &mut dyn Collective,
-        flags: Flags,
-    ) -> Result<StepReport, TrainError> {
         let started = now();
         let mut reduce = Duration::ZERO;
         let step = self.state.step.next();

@@ -1,53 +1,37 @@
-//! Adam (Kingma and Ba 2014) on flat vectors, from one buffer to another.
+//! Adam (Kingma and Ba 2014) on flat vectors, and what is reported of a gradient.
 
 use super::state::PlayerState;
 use crate::config::Adam;
 use crate::ids::Step;
 use crate::torch::{FusedAdam, TorchError};
-use tch::{Device, Tensor};
-
-/// Elements that are copied and updated at a time: seven slices of this length stay in a core's
-/// cache, so that the copy costs little more than the update. Fixed, so that no bit depends on the
-/// machine.
-const CHUNK: i64 = 1 << 14;
+use tch::Tensor;
 
 /// Writes to `to` what Adam makes of `from` and the mean gradient; `step` is the one reached.
-/// `from` stays as it is: if the step fails later, it is still the state.
+///
+/// `from` stays as it is: if the step fails later, it is still the state. The copy costs about half
+/// a percent of a step at 64×64, width 64, batch 64.
 pub(super) fn update(
     from: &PlayerState,
     to: &mut PlayerState,
-    gradient: &Tensor,
+    gradients: &Tensor,
     settings: Adam,
     step: Step,
 ) -> Result<(), TorchError> {
-    let len = from.parameters.numel() as i64;
-    let chunk = match gradient.device() {
-        Device::Cpu => CHUNK,
-        _ => len.max(1),
-    };
-    let mut start = 0;
-    while start < len {
-        let size = chunk.min(len - start);
-        let copy = |from: &Tensor, to: &Tensor| -> Result<Tensor, TorchError> {
-            let mut to = to.f_narrow(0, start, size)?;
-            to.f_copy_(&from.f_narrow(0, start, size)?)?;
-            Ok(to)
-        };
-        FusedAdam {
-            parameters: &mut copy(&from.parameters, &to.parameters)?,
-            gradients: &gradient.f_narrow(0, start, size)?,
-            exp_avg: &mut copy(&from.exp_avg, &to.exp_avg)?,
-            exp_avg_sq: &mut copy(&from.exp_avg_sq, &to.exp_avg_sq)?,
-            step: step.0,
-            learning_rate: settings.learning_rate,
-            beta1: settings.beta1,
-            beta2: settings.beta2,
-            epsilon: settings.epsilon,
-        }
-        .apply()?;
-        start += size;
+    to.parameters.f_copy_(&from.parameters)?;
+    to.exp_avg.f_copy_(&from.exp_avg)?;
+    to.exp_avg_sq.f_copy_(&from.exp_avg_sq)?;
+    FusedAdam {
+        parameters: &mut to.parameters,
+        gradients,
+        exp_avg: &mut to.exp_avg,
+        exp_avg_sq: &mut to.exp_avg_sq,
+        step: step.0,
+        learning_rate: settings.learning_rate,
+        beta1: settings.beta1,
+        beta2: settings.beta2,
+        epsilon: settings.epsilon,
     }
-    Ok(())
+    .apply()
 }
 
 /// The L2 norm of a gradient, and how many of its elements are not finite.
@@ -89,8 +73,8 @@ mod tests {
     }
 
     #[test]
-    fn an_update_in_chunks_leaves_its_source_alone_and_equals_adam() {
-        let len = (CHUNK * 2 + 37) as usize;
+    fn an_update_leaves_its_source_alone_and_equals_adam() {
+        let len = 1037;
         let values: Vec<f32> = (0..len).map(|i| (i as f32 * 0.37).sin()).collect();
         let gradient = Tensor::from_slice(&values) * 0.01 + 0.003;
         let (from, mut to) = (player(&values), player(&vec![f32::NAN; len]));

@@ -26,8 +26,6 @@ enum Task {
     },
     /// The second half, against this D.
     Finish { discriminator: Tensor },
-    /// To let go of what it keeps for a second half that won't come.
-    Discard,
 }
 
 /// A task, for the replica in `slot` of its thread.
@@ -140,11 +138,6 @@ impl Pool {
             discriminator: discriminator.shallow_clone(),
         }))
     }
-
-    /// Gives up a step whose second half won't come, and with it all that was lent for it.
-    pub(super) fn discard(&self) -> Result<(), TrainError> {
-        self.run(self.replicas.clone().map(|_| Task::Discard))
-    }
 }
 
 impl Drop for Pool {
@@ -181,7 +174,7 @@ fn serve(game: &Game, inbox: &Receiver<Order>, slots: usize, intra_op: u32) {
 }
 
 fn perform(game: &Game, kept: &mut Option<Fakes>, task: Task) -> Result<(), TorchError> {
-    // Whatever comes, what an earlier step left behind is not needed.
+    // What a step left behind whose second half never came is dropped here.
     let fakes = kept.take();
     match task {
         Task::Begin {
@@ -202,6 +195,5 @@ fn perform(game: &Game, kept: &mut Option<Fakes>, task: Task) -> Result<(), Torc
                 message: "its first half has not been computed".to_owned(),
             }),
         },
-        Task::Discard => Ok(()),
     }
 }

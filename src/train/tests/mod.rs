@@ -1,0 +1,262 @@
+//! The invariants of a step, on networks small enough to train in a moment.
+
+mod exactness;
+mod faults;
+mod step;
+
+use super::*;
+use crate::checkpoint::TensorData;
+use crate::collective::CollectiveError;
+use crate::config::{Objective, parse};
+use crate::ids::{Epoch, Generation, Rank, ReplicaId};
+use crate::objective;
+use crate::random::{Domain, Key};
+use std::path::Path;
+use std::sync::{Condvar, Mutex};
+
+const REPLICAS: u32 = 4;
+
+fn job(update: Update, ema_decay: f64) -> Job {
+    let text = format!(
+        r#"
+        [job]
+        name = "small"
+        seed = 11
+        [data]
+        uri = "nowhere"
+        [model]
+        image_size = 32
+        channels = 1
+        latent = 6
+        generator_width = 4
+        discriminator_width = 4
+        [train]
+        replicas = {REPLICAS}
+        batch = 3
+        steps = 100
+        ema_decay = {ema_decay}
+        "#
+    );
+    let mut job = parse(&text, "test", Path::new("."), &[]).unwrap();
+    job.train.update = update;
+    job
+}
+
+/// Pixels that are a function of step and replica.
+fn batch(job: &Job, step: u64, replica: u32) -> Batch {
+    let mut stream = Key::new(Domain::Span, &[step, u64::from(replica)]).stream();
+    let len = job.train.batch * job.model.channels * job.model.image_size.pow(2);
+    Batch {
+        step: Step(step),
+        epoch: Epoch(0),
+        replica: ReplicaId(replica),
+        pixels: (0..len).map(|_| stream.below(256) as u8).collect(),
+        labels: None,
+    }
+}
+
+fn trainer(job: &Job, replicas: Range<u32>, cores: usize) -> Trainer {
+    Trainer::new(Setup {
+        job,
+        device: Device::Cpu,
+        replicas,
+        cores,
+    })
+    .unwrap()
+}
+
+fn advance(
+    trainer: &mut Trainer,
+    collective: &mut dyn Collective,
+) -> Result<StepReport, TrainError> {
+    let batches = trainer
+        .replicas()
+        .map(|replica| batch(&trainer.job, trainer.step().0, replica))
+        .collect();
+    trainer.advance(batches, collective, Flags::default())
+}
+
+fn train(trainer: &mut Trainer, steps: usize) -> Snapshot {
+    for _ in 0..steps {
+        advance(trainer, &mut Alone::default()).unwrap();
+    }
+    trainer.snapshot().unwrap()
+}
+
+/// The canonical tree.
+fn sum(vectors: &[Vec<f32>]) -> Vec<f32> {
+    match vectors {
+        [one] => one.clone(),
+        many => {
+            let mid = many.len().next_power_of_two() / 2;
+            let (left, right) = (sum(&many[..mid]), sum(&many[mid..]));
+            left.iter().zip(&right).map(|(a, b)| a + b).collect()
+        }
+    }
+}
+
+fn mean_of(vectors: &[Vec<f32>], mean: &mut [f32]) {
+    for (mean, sum) in mean.iter_mut().zip(sum(vectors)) {
+        *mean = sum / vectors.len() as f32;
+    }
+}
+
+/// One worker that hosts all replicas; its reduction with this number, counted from 1, fails.
+#[derive(Default)]
+struct Alone {
+    fails_at: Option<u32>,
+    done: u32,
+}
+
+impl Collective for Alone {
+    fn rank(&self) -> Rank {
+        Rank(0)
+    }
+    fn world_size(&self) -> u32 {
+        1
+    }
+    fn reduce_mean(
+        &mut self,
+        hosted: &mut [&mut [f32]],
+        mean: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        self.done += 1;
+        if self.fails_at == Some(self.done) {
+            // A failed reduction leaves garbage behind.
+            mean.fill(f32::NAN);
+            hosted.iter_mut().for_each(|vector| vector.fill(f32::NAN));
+            return Err(CollectiveError::Aborted {
+                generation: Generation(1),
+                reason: "a test".to_owned(),
+            });
+        }
+        mean_of(&hosted.iter().map(|v| v.to_vec()).collect::<Vec<_>>(), mean);
+        Ok(())
+    }
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+}
+
+/// Workers in one process that show each other all their vectors.
+struct Meeting {
+    /// (vectors by replica, how many workers have read them)
+    table: Mutex<(Vec<Option<Vec<f32>>>, u32)>,
+    changed: Condvar,
+    workers: u32,
+}
+
+struct Together {
+    rank: u32,
+    first: usize,
+    meeting: Arc<Meeting>,
+}
+
+impl Collective for Together {
+    fn rank(&self) -> Rank {
+        Rank(self.rank)
+    }
+    fn world_size(&self) -> u32 {
+        self.meeting.workers
+    }
+    fn reduce_mean(
+        &mut self,
+        hosted: &mut [&mut [f32]],
+        mean: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        let meeting = &self.meeting;
+        let mut table = meeting
+            .changed
+            .wait_while(meeting.table.lock().unwrap(), |t| t.0[self.first].is_some())
+            .unwrap();
+        for (place, vector) in table.0[self.first..].iter_mut().zip(hosted) {
+            *place = Some(vector.to_vec());
+        }
+        meeting.changed.notify_all();
+        table = meeting
+            .changed
+            .wait_while(table, |t| t.0.iter().any(Option::is_none))
+            .unwrap();
+        let vectors: Vec<_> = table.0.iter().map(|v| v.clone().unwrap()).collect();
+        mean_of(&vectors, mean);
+        table.1 += 1;
+        if table.1 == meeting.workers {
+            table.1 = 0;
+            table.0.iter_mut().for_each(|place| *place = None);
+            meeting.changed.notify_all();
+        } else {
+            let emptied = |t: &mut (Vec<Option<Vec<f32>>>, u32)| t.1 != 0;
+            drop(meeting.changed.wait_while(table, emptied).unwrap());
+        }
+        Ok(())
+    }
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+}
+
+/// The state after `steps` on workers that host these ranges, and the reports of the last step.
+fn train_together(
+    job: &Job,
+    ranges: &[Range<u32>],
+    steps: usize,
+    flags: impl Fn(u32) -> Flags + Sync,
+) -> Vec<(Snapshot, StepReport)> {
+    let meeting = Arc::new(Meeting {
+        table: Mutex::new((vec![None; REPLICAS as usize], 0)),
+        changed: Condvar::new(),
+        workers: ranges.len() as u32,
+    });
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..)
+            .zip(ranges)
+            .map(|(rank, range)| {
+                let mut collective = Together {
+                    rank,
+                    first: range.start as usize,
+                    meeting: Arc::clone(&meeting),
+                };
+                let flags = &flags;
+                scope.spawn(move || {
+                    let mut trainer = trainer(job, range.clone(), 2);
+                    let mut last = None;
+                    for _ in 0..steps {
+                        let batches = range
+                            .clone()
+                            .map(|replica| batch(job, trainer.step().0, replica))
+                            .collect();
+                        last = trainer.advance(batches, &mut collective, flags(rank)).ok();
+                    }
+                    (trainer.snapshot().unwrap(), last.unwrap())
+                })
+            })
+            .collect();
+        workers
+            .into_iter()
+            .map(|worker| worker.join().unwrap())
+            .collect()
+    })
+}
+
+fn tensor<'a>(snapshot: &'a Snapshot, file: &str, name: &str) -> &'a TensorData {
+    snapshot.files[file]
+        .iter()
+        .find(|t| t.name == name)
+        .unwrap()
+}
+
+fn floats(tensor: &TensorData) -> Vec<f32> {
+    tensor
+        .bytes
+        .as_chunks()
+        .0
+        .iter()
+        .map(|&b| f32::from_le_bytes(b))
+        .collect()
+}
+
+fn count(tensor: &TensorData) -> i64 {
+    i64::from_le_bytes(tensor.bytes[..].try_into().unwrap())
+}
+
+const UPDATES: [Update; 2] = [Update::Alternating, Update::Simultaneous];

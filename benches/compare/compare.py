@@ -35,8 +35,8 @@ IMAGE_SIZE, REPLICAS, BATCH = 64, 2, 32  # those of bench64.toml
 GLOBAL_BATCH = REPLICAS * BATCH
 LONGEST = 1800  # seconds that one run may take
 
-# Keys of a record of metrics.jsonl; the last one is printed when it is there.
-STEP, RATE, TIME, REDUCE_SHARE = "step", "images_per_s", "time", "reduce_share"
+# Keys of a record of metrics.jsonl.
+STEP, RATE, TIME, REDUCE = "step", "images_per_s", "time", "reduce_s"
 
 
 def fail(text: str) -> NoReturn:
@@ -167,11 +167,11 @@ def ganglion(args: argparse.Namespace, scratch: Path) -> Result:
     if len(measured) < 2:
         fail(f"{metrics} has {len(measured)} records after step {args.warmup}; at least 2 are "
              f"needed, each with {STEP} and {RATE}")
-    shares = [record[REDUCE_SHARE] for record in measured if REDUCE_SHARE in record]
+    shares = [record[REDUCE] * record[RATE] / GLOBAL_BATCH for record in measured]
     return Result(
         images_per_s=statistics.median(record[RATE] for record in measured),
         by_clock=rate_by_clock(measured),
-        reduce_share=statistics.median(shares) if shares else None,
+        reduce_share=statistics.median(shares),
         first_step_s=first_step_s,
     )
 

@@ -289,4 +289,24 @@ mod tests {
             assert!(text.parse::<Override>().is_err(), "{text:?}");
         }
     }
+
+    #[test]
+    fn the_job_files_that_come_along_are_good() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folders = ["deploy/jobs", "benches/compare", "tests/data"];
+        let files = folders
+            .iter()
+            .flat_map(|folder| std::fs::read_dir(root.join(folder)).unwrap());
+        let jobs: Vec<_> = files
+            .map(|entry| entry.unwrap().path())
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "toml")
+            })
+            .collect();
+        assert!(jobs.len() >= 4, "{jobs:?}");
+        for path in jobs {
+            load(&path, &[]).unwrap();
+        }
+    }
 }

@@ -378,6 +378,7 @@ fn log_line(
         d_fake: record.d_fake,
         grad_norm_d: record.grad_norm_d,
         grad_norm_g: record.grad_norm_g,
+        reduce_s: record.reduce_seconds,
     }
 }
 

@@ -321,7 +321,11 @@ mod tests {
         let readme = include_str!("../../README.md");
         let table = readme.split("<!-- metrics -->\n").nth(1).unwrap();
         let table = table.split("<!-- /metrics -->").next().unwrap();
-        assert!(table == markdown(), "README.md should have:\n{}", markdown());
+        assert!(
+            table == markdown(),
+            "README.md should have:\n{}",
+            markdown()
+        );
     }
 
     /// Dashboards and alerts hang on these names.

@@ -32,6 +32,8 @@ pub struct Record {
     pub grad_norm_d: f64,
     /// Norm of the generator's gradient.
     pub grad_norm_g: f64,
+    /// Seconds of the step that rank 0 spent in the reductions, waiting for peers included.
+    pub reduce_s: f64,
 }
 
 /// Why the records can't be kept.
@@ -198,6 +200,7 @@ mod tests {
             d_fake: 0.4,
             grad_norm_d: 3.0,
             grad_norm_g: 4.0,
+            reduce_s: 0.5,
         }
     }
 
@@ -232,7 +235,7 @@ mod tests {
             text.lines().next().unwrap(),
             "{\"step\":1,\"epoch\":1,\"generation\":2,\"time\":0.5,\"images_per_s\":1000.0,\
              \"loss_d\":1.25,\"loss_g\":0.75,\"d_real\":0.6,\"d_fake\":0.4,\
-             \"grad_norm_d\":3.0,\"grad_norm_g\":4.0}"
+             \"grad_norm_d\":3.0,\"grad_norm_g\":4.0,\"reduce_s\":0.5}"
         );
     }
 
@@ -281,6 +284,7 @@ mod tests {
         let broken = Record {
             loss_d: f64::NAN,
             grad_norm_g: f64::INFINITY,
+            reduce_s: 0.5,
             ..record(6)
         };
         log.append(&[broken, record(7)]).unwrap();

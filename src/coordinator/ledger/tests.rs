@@ -56,7 +56,10 @@ fn an_epoch_that_is_done_has_each_sample_once() {
     let mut ledger = Ledger::open(folder.path()).unwrap();
     assign(&mut ledger, 1, &[1, 2], 0..2);
     ledger.reached(Step(7)).unwrap();
-    assert!(used(&ledger, 0).0.len() < 128, "the last step of the epoch is missing");
+    assert!(
+        used(&ledger, 0).0.len() < 128,
+        "the last step of the epoch is missing"
+    );
     ledger.reached(Step(8)).unwrap();
     let (used, tail) = used(&ledger, 0);
     let all: HashSet<_> = used.iter().chain(&tail).collect();
@@ -77,7 +80,11 @@ fn what_is_done_stays_with_who_did_it() {
     assign(&mut ledger, 2, &[3], 0..1);
     for (was, is) in before.iter().zip(ledger.epoch(Epoch(0)).unwrap().0) {
         assert_eq!((was.span, was.done), (is.span, is.done));
-        let expected = if was.done { was.generation } else { Generation(2) };
+        let expected = if was.done {
+            was.generation
+        } else {
+            Generation(2)
+        };
         assert_eq!(is.generation, expected);
         assert_eq!(is.worker == WorkerId(3), !was.done);
     }
@@ -105,7 +112,11 @@ fn a_rewind_takes_back_what_lies_after_the_checkpoint() {
     assign(&mut ledger, 2, &[2], 1..2);
     ledger.reached(Step(16)).unwrap();
     let (spans, _) = ledger.epoch(Epoch(1)).unwrap();
-    assert!(spans.iter().all(|s| s.done && s.generation == Generation(2)));
+    assert!(
+        spans
+            .iter()
+            .all(|s| s.done && s.generation == Generation(2))
+    );
 }
 
 /// Invariant 3: across coordinators too.
@@ -118,13 +129,18 @@ fn a_generation_is_never_recorded_twice() {
         assert_eq!(ledger.newest_generation().unwrap(), Generation(0));
         for generation in [1, 2] {
             let generation = Generation(generation);
-            ledger.generation(generation, Cause::Start, &seats, 1.0).unwrap();
+            ledger
+                .generation(generation, Cause::Start, &seats, 1.0)
+                .unwrap();
         }
     }
     let mut ledger = Ledger::open(folder.path()).unwrap();
     assert_eq!(ledger.newest_generation().unwrap(), Generation(2));
     let again = ledger.generation(Generation(2), Cause::Start, &seats, 1.0);
-    assert!(matches!(again, Err(LedgerError::Sqlite { .. })), "{again:?}");
+    assert!(
+        matches!(again, Err(LedgerError::Sqlite { .. })),
+        "{again:?}"
+    );
 }
 
 #[test]
@@ -146,8 +162,15 @@ fn another_format_and_a_torn_file_are_refused_with_their_path() {
     connection.pragma_update(None, "user_version", 9).unwrap();
     drop(connection);
     let newer = Ledger::open(folder.path()).unwrap_err();
-    assert!(matches!(newer, LedgerError::Format { found: 9, .. }), "{newer}");
-    std::fs::write(&path, b"no database at all, but long enough to be looked at").unwrap();
+    assert!(
+        matches!(newer, LedgerError::Format { found: 9, .. }),
+        "{newer}"
+    );
+    std::fs::write(
+        &path,
+        b"no database at all, but long enough to be looked at",
+    )
+    .unwrap();
     let torn = Ledger::open(folder.path()).unwrap_err();
     assert!(torn.to_string().contains("ledger.sqlite"), "{torn}");
 }

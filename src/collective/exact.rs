@@ -21,14 +21,15 @@ use super::wire::{Kind, Label};
 use crate::ids::{Generation, Rank};
 use std::ops::Range;
 
-/// Elements that travel in one frame: 128 KiB, so that a few of them fit in a core's L2 cache.
-pub(super) const CHUNK: usize = 32 * 1024;
+/// Elements that travel in one frame: 64 KiB, so that the dozen of buffers that a chunk passes
+/// through fit in a core's L2 cache.
+pub(super) const CHUNK: usize = 16 * 1024;
 
 /// Elements that go through the additions of a subtree together: 16 KiB, in the L1 cache.
 const BLOCK: usize = 4 * 1024;
 
 /// Ticks from sending sums to needing those of the peers.
-const LOOKAHEAD: usize = 3;
+const LOOKAHEAD: usize = 4;
 
 /// What connects the ranks of one group: numbers arrive as they were sent, in order, or there is an
 /// error.

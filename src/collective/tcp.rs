@@ -72,7 +72,6 @@ impl Tcp {
             generation,
             links: (0..ranges.len()).map(|_| None).collect(),
             frames: Vec::new(),
-            next_frame: 0,
             incoming: vec![0; HEADER + CHUNK * 4],
             abort: abort.clone(),
             deadline: deadlines.collective,
@@ -142,7 +141,6 @@ struct Connections {
     links: Vec<Option<Link>>,
     /// Frames to be filled again once no writer holds them.
     frames: Vec<Frame>,
-    next_frame: usize,
     /// The frame that is being read.
     incoming: Vec<u8>,
     abort: Abort,
@@ -206,15 +204,13 @@ fn write(mut stream: &TcpStream, frames: &Receiver<Frame>, failure: &OnceLock<io
 impl Connections {
     /// A frame that no writer holds, filled.
     fn frame(&mut self, label: Label, values: &[f32]) -> Frame {
-        let free = (0..self.frames.len())
-            .map(|step| (self.next_frame + step) % self.frames.len())
-            .find(|&index| Arc::strong_count(&self.frames[index]) == 1);
-        let index = free.unwrap_or_else(|| {
-            self.frames
-                .push(Arc::new(Vec::with_capacity(HEADER + CHUNK * 4)));
+        // The first that is free was used last, and may still be in the cache.
+        let free = |frame: &Frame| Arc::strong_count(frame) == 1;
+        let index = self.frames.iter().position(free).unwrap_or_else(|| {
+            let frame = Vec::with_capacity(HEADER + CHUNK * 4);
+            self.frames.push(Arc::new(frame));
             self.frames.len() - 1
         });
-        self.next_frame = index + 1;
         // Nobody else holds it, so this never copies.
         let bytes = Arc::make_mut(&mut self.frames[index]);
         bytes.resize(HEADER + values.len() * 4, 0);

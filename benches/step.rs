@@ -3,10 +3,10 @@
 //! Compare with one process of PyTorch's example at batch 64 in the same session: machines differ.
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use ganglion::collective::{Collective, CollectiveError, Flags};
+use ganglion::collective::{Flags, InProcess};
 use ganglion::config::{Update, parse};
 use ganglion::data::Batch;
-use ganglion::ids::{Epoch, Rank, ReplicaId};
+use ganglion::ids::{Epoch, ReplicaId};
 use ganglion::train::{Setup, Trainer};
 use std::hint::black_box;
 use std::path::Path;
@@ -14,33 +14,6 @@ use tch::Device;
 
 const REPLICAS: u32 = 2;
 const BATCH: u32 = 32;
-
-/// One worker that hosts both replicas.
-struct Alone;
-
-impl Collective for Alone {
-    fn rank(&self) -> Rank {
-        Rank(0)
-    }
-    fn world_size(&self) -> u32 {
-        1
-    }
-    fn reduce_mean(
-        &mut self,
-        hosted: &mut [&mut [f32]],
-        mean: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        if let [a, b] = hosted {
-            for ((mean, a), b) in mean.iter_mut().zip(a.iter()).zip(b.iter()) {
-                *mean = (a + b) / 2.0;
-            }
-        }
-        Ok(())
-    }
-    fn barrier(&mut self) -> Result<(), CollectiveError> {
-        Ok(())
-    }
-}
 
 fn step(criterion: &mut Criterion) {
     let text = format!(
@@ -66,6 +39,7 @@ fn step(criterion: &mut Criterion) {
             cores: 2,
         })
         .expect("a trainer on the CPU");
+        let mut collective = InProcess::solo(REPLICAS).expect("one rank hosts all");
         let pixels: Vec<u8> = (0..BATCH * 3 * 64 * 64)
             .map(|i| (i * 7 % 251) as u8)
             .collect();
@@ -82,7 +56,7 @@ fn step(criterion: &mut Criterion) {
                     .collect();
                 black_box(
                     trainer
-                        .advance(batches, &mut Alone, Flags::default())
+                        .advance(batches, &mut collective, Flags::default())
                         .expect("a step"),
                 )
             });

@@ -10,10 +10,10 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use ganglion::checkpoint::{Kind, Snapshot, TensorData};
-use ganglion::collective::{Collective, CollectiveError, Flags};
+use ganglion::collective::{Flags, InProcess};
 use ganglion::config::{Job, Objective, Update, parse};
 use ganglion::data::Batch;
-use ganglion::ids::{Epoch, Rank, ReplicaId, Step};
+use ganglion::ids::{Epoch, ReplicaId, Step};
 use ganglion::model::{Architecture, Latents, Network, Player, Statistics, view};
 use ganglion::random::{Domain, Key};
 use ganglion::train::{Setup, StepReport, Trainer};
@@ -124,31 +124,6 @@ fn pixels(inputs: &Golden, replica: u32, step: u64) -> Vec<u8> {
         .collect()
 }
 
-/// One worker that hosts all replicas.
-struct Alone;
-
-impl Collective for Alone {
-    fn rank(&self) -> Rank {
-        Rank(0)
-    }
-    fn world_size(&self) -> u32 {
-        1
-    }
-    fn reduce_mean(
-        &mut self,
-        hosted: &mut [&mut [f32]],
-        mean: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        for (i, mean) in mean.iter_mut().enumerate() {
-            *mean = hosted.iter().map(|vector| vector[i]).sum::<f32>() / hosted.len() as f32;
-        }
-        Ok(())
-    }
-    fn barrier(&mut self) -> Result<(), CollectiveError> {
-        Ok(())
-    }
-}
-
 /// A trainer with the golden initial weights in the place of its own.
 fn trainer(job: &Job, inputs: &Golden) -> Trainer {
     let mut trainer = Trainer::new(Setup {
@@ -171,6 +146,7 @@ fn trainer(job: &Job, inputs: &Golden) -> Trainer {
 /// Ten steps: the reports, and the states after the first and the last.
 fn train(job: &Job, inputs: &Golden) -> (Vec<StepReport>, Snapshot, Snapshot) {
     let mut trainer = trainer(job, inputs);
+    let mut collective = InProcess::solo(job.train.replicas).unwrap();
     let mut reports = Vec::new();
     let mut first = None;
     for step in 0..STEPS {
@@ -185,7 +161,7 @@ fn train(job: &Job, inputs: &Golden) -> (Vec<StepReport>, Snapshot, Snapshot) {
             .collect();
         reports.push(
             trainer
-                .advance(batches, &mut Alone, Flags::default())
+                .advance(batches, &mut collective, Flags::default())
                 .unwrap(),
         );
         if step == 0 {

@@ -78,6 +78,8 @@ pub(super) struct Exact<L> {
     outgoing: Vec<f32>,
     /// Collectives begun.
     sequence: u64,
+    /// Bytes of numbers that peers were sent.
+    sent: u64,
     broken: Option<String>,
 }
 
@@ -115,6 +117,7 @@ impl<L: Links> Exact<L> {
             finish,
             outgoing: Vec::new(),
             sequence: 0,
+            sent: 0,
             broken: None,
         }
     }
@@ -125,6 +128,10 @@ impl<L: Links> Exact<L> {
 
     pub(super) fn world_size(&self) -> u32 {
         self.world_size
+    }
+
+    pub(super) fn sent_bytes(&self) -> u64 {
+        self.sent
     }
 
     pub(super) fn links(&self) -> &L {
@@ -236,6 +243,7 @@ impl<L: Links> Exact<L> {
                 let first = self.hosted.start;
                 add_up(hosted, first, part, adds, chunk.clone(), &mut self.outgoing);
                 self.links.send(peer, label, &self.outgoing)?;
+                self.sent += 4 * self.outgoing.len() as u64;
             }
         }
         Ok(())
@@ -284,6 +292,7 @@ impl<L: Links> Exact<L> {
         if self.world_size > 1 {
             let label = self.label(Kind::Mean, index, 0, length);
             self.links.send_all(label, mean)?;
+            self.sent += 4 * mean.len() as u64 * u64::from(self.world_size - 1);
         }
         Ok(())
     }

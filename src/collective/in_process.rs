@@ -104,6 +104,10 @@ impl Collective for InProcess {
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.exact.barrier()
     }
+
+    fn sent_bytes(&self) -> u64 {
+        self.exact.sent_bytes()
+    }
 }
 
 /// What the ranks share.

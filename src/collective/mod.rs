@@ -69,4 +69,6 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`reduce_mean`](Collective::reduce_mean).
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+    /// Bytes that this worker has sent to its peers in reductions so far; framing is not counted.
+    fn sent_bytes(&self) -> u64;
 }

@@ -129,6 +129,10 @@ impl Collective for Tcp {
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.exact.barrier()
     }
+
+    fn sent_bytes(&self) -> u64 {
+        self.exact.sent_bytes()
+    }
 }
 
 /// A frame on its way out; several writers may hold the same one.

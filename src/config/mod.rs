@@ -133,7 +133,8 @@ pub struct Train {
     /// How gradients are summed. Default `exact`.
     #[serde(default)]
     pub reduction: Reduction,
-    /// Decay of the generator's exponential moving average, a step; 0 turns it off. Default 0.
+    /// Decay of the generator's exponential moving average, a step; 0 turns it off. In the first
+    /// steps it is less, (1 + t)/(10 + t), so that the average forgets the initialisation. Default 0.
     #[serde(default)]
     pub ema_decay: f64,
 }

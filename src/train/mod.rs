@@ -76,8 +76,8 @@ pub struct StepReport {
     pub compute: Duration,
     /// Time spent in reductions, waiting for peers included.
     pub reduce: Duration,
-    /// Length of what was reduced, bytes: both vectors of one replica.
-    pub reduced_bytes: u64,
+    /// Bytes sent to peers in reductions.
+    pub sent_bytes: u64,
 }
 
 /// The state, and all it takes to advance it.
@@ -207,6 +207,7 @@ impl Trainer {
         // A trainer may be moved from thread to thread, and the number is a thread's own.
         torch::set_threads(self.job.workers.threads);
         let started = now();
+        let sent = collective.sent_bytes();
         let mut reduce = Duration::ZERO;
         let step = self.state.step.next();
 
@@ -223,6 +224,7 @@ impl Trainer {
         let mut report = self.report(step)?;
         self.commit(step)?;
         report.reduce = reduce;
+        report.sent_bytes = collective.sent_bytes() - sent;
         report.compute = (now() - started).saturating_sub(reduce);
         Ok(report)
     }
@@ -379,7 +381,7 @@ impl Trainer {
             nonfinite: nonfinite_d + nonfinite_g,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
-            reduced_bytes: 4 * (of_d.len() + of_g.len()) as u64,
+            sent_bytes: 0,
         })
     }
 
@@ -387,7 +389,7 @@ impl Trainer {
     /// then.
     fn commit(&mut self, step: Step) -> Result<(), TrainError> {
         if let Some(average) = &mut self.state.average {
-            average.follow(&self.next_generator, self.job.train.ema_decay)?;
+            average.follow(&self.next_generator, self.job.train.ema_decay, step)?;
         }
         std::mem::swap(&mut self.state.generator, &mut self.next_generator);
         std::mem::swap(&mut self.state.discriminator, &mut self.next_discriminator);

@@ -114,9 +114,18 @@ impl Average {
         })
     }
 
-    /// average = decay·average + (1 - decay)·generator.
-    pub(super) fn follow(&mut self, generator: &PlayerState, decay: f64) -> Result<(), TorchError> {
-        let share = 1.0 - decay;
+    /// average = decay·average + (1 - decay)·generator, at the step that is being made.
+    ///
+    /// Early on the decay is less, (1 + t)/(10 + t): otherwise the average would be made of the
+    /// initialisation for the first 1/(1 - decay) steps.
+    pub(super) fn follow(
+        &mut self,
+        generator: &PlayerState,
+        decay: f64,
+        step: Step,
+    ) -> Result<(), TorchError> {
+        let t = step.0 as f64;
+        let share = 1.0 - decay.min((1.0 + t) / (10.0 + t));
         // The only step that can fail comes first, and it is elementwise: all or nothing.
         let _ = self.parameters.f_lerp_(&generator.parameters, share)?;
         blend(&mut self.running, &generator.running, share);

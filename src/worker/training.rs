@@ -421,7 +421,7 @@ impl Run<'_> {
         metrics::worker::step(report.compute, StepPhase::Compute);
         metrics::worker::step(report.reduce, StepPhase::Reduce);
         metrics::worker::step(took, StepPhase::Whole);
-        metrics::worker::allreduce(report.reduce, report.reduced_bytes);
+        metrics::worker::allreduce(report.reduce, report.sent_bytes);
         metrics::train::reached(report.step, Epoch(epoch));
         metrics::train::scalars(&metrics::train::Scalars {
             loss_d: report.loss_d,

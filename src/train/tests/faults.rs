@@ -11,7 +11,7 @@ fn a_failed_reduction_leaves_the_state_untouched() {
             let before = trainer.snapshot().unwrap();
             let mut failing = Alone {
                 fails_at: Some(fails_at),
-                done: 0,
+                ..Alone::default()
             };
             let error = advance(&mut trainer, &mut failing).unwrap_err();
             assert!(matches!(error, TrainError::Collective { .. }), "{error}");

@@ -6,13 +6,13 @@ mod step;
 
 use super::*;
 use crate::checkpoint::TensorData;
-use crate::collective::CollectiveError;
+use crate::collective::{CollectiveError, InProcess};
 use crate::config::{Objective, parse};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId};
 use crate::objective;
 use crate::random::{Domain, Key};
 use std::path::Path;
-use std::sync::{Condvar, Mutex};
+use std::time::Duration;
 
 const REPLICAS: u32 = 4;
 
@@ -83,29 +83,21 @@ fn train(trainer: &mut Trainer, steps: usize) -> Snapshot {
     trainer.snapshot().unwrap()
 }
 
-/// The canonical tree.
-fn sum(vectors: &[Vec<f32>]) -> Vec<f32> {
-    match vectors {
-        [one] => one.clone(),
-        many => {
-            let mid = many.len().next_power_of_two() / 2;
-            let (left, right) = (sum(&many[..mid]), sum(&many[mid..]));
-            left.iter().zip(&right).map(|(a, b)| a + b).collect()
-        }
-    }
-}
-
-fn mean_of(vectors: &[Vec<f32>], mean: &mut [f32]) {
-    for (mean, sum) in mean.iter_mut().zip(sum(vectors)) {
-        *mean = sum / vectors.len() as f32;
-    }
-}
-
 /// One worker that hosts all replicas; its reduction with this number, counted from 1, fails.
-#[derive(Default)]
 struct Alone {
+    collective: InProcess,
     fails_at: Option<u32>,
     done: u32,
+}
+
+impl Default for Alone {
+    fn default() -> Self {
+        Self {
+            collective: InProcess::solo(REPLICAS).unwrap(),
+            fails_at: None,
+            done: 0,
+        }
+    }
 }
 
 impl Collective for Alone {
@@ -130,68 +122,13 @@ impl Collective for Alone {
                 reason: "a test".to_owned(),
             });
         }
-        mean_of(&hosted.iter().map(|v| v.to_vec()).collect::<Vec<_>>(), mean);
-        Ok(())
+        self.collective.reduce_mean(hosted, mean)
     }
     fn barrier(&mut self) -> Result<(), CollectiveError> {
-        Ok(())
+        self.collective.barrier()
     }
-}
-
-/// Workers in one process that show each other all their vectors.
-struct Meeting {
-    /// (vectors by replica, how many workers have read them)
-    table: Mutex<(Vec<Option<Vec<f32>>>, u32)>,
-    changed: Condvar,
-    workers: u32,
-}
-
-struct Together {
-    rank: u32,
-    first: usize,
-    meeting: Arc<Meeting>,
-}
-
-impl Collective for Together {
-    fn rank(&self) -> Rank {
-        Rank(self.rank)
-    }
-    fn world_size(&self) -> u32 {
-        self.meeting.workers
-    }
-    fn reduce_mean(
-        &mut self,
-        hosted: &mut [&mut [f32]],
-        mean: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        let meeting = &self.meeting;
-        let mut table = meeting
-            .changed
-            .wait_while(meeting.table.lock().unwrap(), |t| t.0[self.first].is_some())
-            .unwrap();
-        for (place, vector) in table.0[self.first..].iter_mut().zip(hosted) {
-            *place = Some(vector.to_vec());
-        }
-        meeting.changed.notify_all();
-        table = meeting
-            .changed
-            .wait_while(table, |t| t.0.iter().any(Option::is_none))
-            .unwrap();
-        let vectors: Vec<_> = table.0.iter().map(|v| v.clone().unwrap()).collect();
-        mean_of(&vectors, mean);
-        table.1 += 1;
-        if table.1 == meeting.workers {
-            table.1 = 0;
-            table.0.iter_mut().for_each(|place| *place = None);
-            meeting.changed.notify_all();
-        } else {
-            let emptied = |t: &mut (Vec<Option<Vec<f32>>>, u32)| t.1 != 0;
-            drop(meeting.changed.wait_while(table, emptied).unwrap());
-        }
-        Ok(())
-    }
-    fn barrier(&mut self) -> Result<(), CollectiveError> {
-        Ok(())
+    fn sent_bytes(&self) -> u64 {
+        self.collective.sent_bytes()
     }
 }
 
@@ -202,20 +139,13 @@ fn train_together(
     steps: usize,
     flags: impl Fn(u32) -> Flags + Sync,
 ) -> Vec<(Snapshot, StepReport)> {
-    let meeting = Arc::new(Meeting {
-        table: Mutex::new((vec![None; REPLICAS as usize], 0)),
-        changed: Condvar::new(),
-        workers: ranges.len() as u32,
-    });
+    let group = InProcess::group(ranges, Duration::from_secs(60)).unwrap();
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..)
+        let workers: Vec<_> = group
+            .into_iter()
             .zip(ranges)
-            .map(|(rank, range)| {
-                let mut collective = Together {
-                    rank,
-                    first: range.start as usize,
-                    meeting: Arc::clone(&meeting),
-                };
+            .map(|(mut collective, range)| {
+                let rank = collective.rank().0;
                 let flags = &flags;
                 scope.spawn(move || {
                     let mut trainer = trainer(job, range.clone(), 2);

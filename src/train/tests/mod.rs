@@ -83,21 +83,12 @@ fn train(trainer: &mut Trainer, steps: usize) -> Snapshot {
     trainer.snapshot().unwrap()
 }
 
-/// One worker that hosts all replicas; its reduction with this number, counted from 1, fails.
+/// One worker, which takes what it hosts for all replicas there are; its reduction with this number,
+/// counted from 1, fails.
+#[derive(Default)]
 struct Alone {
-    collective: InProcess,
     fails_at: Option<u32>,
     done: u32,
-}
-
-impl Default for Alone {
-    fn default() -> Self {
-        Self {
-            collective: InProcess::solo(REPLICAS).unwrap(),
-            fails_at: None,
-            done: 0,
-        }
-    }
 }
 
 impl Collective for Alone {
@@ -122,13 +113,14 @@ impl Collective for Alone {
                 reason: "a test".to_owned(),
             });
         }
-        self.collective.reduce_mean(hosted, mean)
+        let mut all = InProcess::solo(hosted.len() as u32).unwrap();
+        all.reduce_mean(hosted, mean)
     }
     fn barrier(&mut self) -> Result<(), CollectiveError> {
-        self.collective.barrier()
+        Ok(())
     }
     fn sent_bytes(&self) -> u64 {
-        self.collective.sent_bytes()
+        0
     }
 }
 

@@ -1,9 +1,12 @@
-//! A job's life as people see it: its files, its end, and what it says when something is wrong.
+//! A job's life: its files, its end, and what becomes of it when something is wrong.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod processes;
 
-use processes::{COORD, Place, Served, WORKER, job, output, shared_cache, text};
-use std::path::Path;
+use processes::{
+    COORD, Place, Process, Served, WORKER, free_address, job, output, shared_cache, text,
+};
 use std::process::Command;
 
 #[test]
@@ -65,34 +68,6 @@ fn a_job_leaves_what_the_readme_says() {
     assert!(times.is_sorted(), "{times:?}");
 }
 
-#[test]
-fn a_checkpoint_can_be_sampled_and_inspected() {
-    let place = Place::new();
-    assert!(place.run("run", &[]).status.success());
-    let checkpoint = place.checkpoint("run", 8);
-    let draw = |out: &str, seed: &str| {
-        let mut command = Command::new(WORKER);
-        let path = place.path().join(out);
-        command
-            .arg("sample")
-            .arg(&checkpoint)
-            .arg("--out")
-            .arg(&path);
-        command.args(["--count", "6", "--seed", seed]);
-        let drawn = output(command);
-        assert!(drawn.status.success(), "{}", text(&drawn));
-        std::fs::read(path).unwrap()
-    };
-    assert_eq!(draw("a.png", "1"), draw("b.png", "1"));
-    assert_ne!(draw("a.png", "1"), draw("c.png", "2"));
-    let mut inspect = Command::new(WORKER);
-    inspect.arg("inspect").arg(&checkpoint);
-    let manifest = output(inspect);
-    let manifest: serde_json::Value = serde_json::from_slice(&manifest.stdout).unwrap();
-    assert_eq!(manifest["step"], 8);
-    assert_eq!(manifest["digest"], place.digest("run", 8));
-}
-
 /// Invariant 6.
 #[test]
 fn a_damaged_checkpoint_is_refused_and_the_one_before_is_taken() {
@@ -120,6 +95,23 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_taken() {
 }
 
 #[test]
+fn a_job_whose_checkpoints_are_all_damaged_does_not_begin_anew() {
+    let place = Place::new();
+    assert!(place.run("run", &[]).status.success());
+    for step in [4, 8] {
+        let manifest = place.checkpoint("run", step).join("manifest.json");
+        std::fs::write(manifest, "{").unwrap();
+    }
+    let refused = place.run("run", &["--resume"]);
+    assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
+    assert!(
+        text(&refused).contains("none of the 2 checkpoints"),
+        "{}",
+        text(&refused)
+    );
+}
+
+#[test]
 fn a_stop_finishes_the_step_and_can_be_resumed() {
     let place = Place::new();
     let long = ["--set", "train.steps=100000", "--set", "workers.min=2"];
@@ -138,7 +130,7 @@ fn a_stop_finishes_the_step_and_can_be_resumed() {
     for worker in &mut workers {
         assert_eq!(worker.wait(), 0, "{}", worker.log());
     }
-    let reached = newest(&place, "stopped");
+    let reached = place.newest("stopped");
     assert!(
         process
             .log()
@@ -156,6 +148,40 @@ fn a_stop_finishes_the_step_and_can_be_resumed() {
 }
 
 #[test]
+fn ctrl_c_ends_a_local_run_with_a_checkpoint() {
+    let place = Place::new();
+    let mut command = Command::new(COORD);
+    command.arg("run").arg(job()).args(["--workers", "2"]);
+    command.arg("--run-dir").arg(place.run_dir("run"));
+    command.args(["--set", &shared_cache(), "--set", "train.steps=100000"]);
+    let mut run = Process::start(command, &place.path().join("run.log"));
+    let metrics = place.run_dir("run").join("metrics.jsonl");
+    processes::wait_until("the first steps", || {
+        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
+    });
+    run.signal("INT");
+    assert_eq!(run.wait(), 0, "{}", run.log());
+    let reached = place.newest("run");
+    assert!(
+        run.log().contains(&format!("stopped at step {reached}")),
+        "{}",
+        run.log()
+    );
+}
+
+#[test]
+fn a_worker_waits_for_a_coordinator_that_comes_later() {
+    let place = Place::new();
+    let address = free_address();
+    let mut worker = place.worker(&format!("http://{address}"), "early");
+    worker.said("can't reach the coordinator yet");
+    let Served { mut process, .. } = place.serve_on(&address, "late", &[]);
+    assert_eq!(worker.wait(), 0, "{}", worker.log());
+    assert_eq!(process.wait(), 0, "{}", process.log());
+    assert_eq!(place.newest("late"), 8);
+}
+
+#[test]
 fn a_worker_that_is_told_to_go_ends_the_job_in_good_order() {
     let place = Place::new();
     let long = ["--set", "train.steps=100000", "--set", "workers.min=2"];
@@ -168,7 +194,7 @@ fn a_worker_that_is_told_to_go_ends_the_job_in_good_order() {
     assert_eq!(first.wait(), 0, "{}", first.log());
     let Served { mut process, .. } = served;
     assert_eq!(process.wait(), 0, "{}", process.log());
-    assert!(newest(&place, "left") >= 3);
+    assert!(place.newest("left") >= 3);
 }
 
 #[test]
@@ -214,6 +240,40 @@ fn training_goes_on_without_the_coordinator() {
 }
 
 #[test]
+fn a_folder_of_images_is_trained_on() {
+    let place = Place::new();
+    let folder = place.path().join("images");
+    for class in ["a", "b"] {
+        std::fs::create_dir_all(folder.join(class)).unwrap();
+        for number in 0..40_u32 {
+            let picture = image::RgbImage::from_fn(40 + number, 50, |x, y| {
+                image::Rgb([(x * number) as u8, (y * 3) as u8, (x ^ y) as u8])
+            });
+            let kind = if number % 2 == 0 { "png" } else { "jpg" };
+            picture
+                .save(folder.join(class).join(format!("{number}.{kind}")))
+                .unwrap();
+        }
+    }
+    let uri = format!("data.uri={}", folder.display());
+    let arguments = [
+        "--set",
+        &uri,
+        "--set",
+        "model.channels=3",
+        "--set",
+        "data.fit=cover",
+    ];
+    let run = place.run("images", &arguments);
+    assert!(run.status.success(), "{}", text(&run));
+    assert_eq!(place.newest("images"), 8);
+    std::fs::write(folder.join("b/broken.png"), "no picture").unwrap();
+    let refused = place.run("broken", &arguments);
+    assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
+    assert!(text(&refused).contains("broken.png"), "{}", text(&refused));
+}
+
+#[test]
 fn a_run_directory_holds_one_job() {
     let place = Place::new();
     assert!(place.run("run", &[]).status.success());
@@ -234,103 +294,4 @@ fn a_run_directory_holds_one_job() {
         "{}",
         text(&done)
     );
-}
-
-#[test]
-fn bad_input_gets_one_clear_message_and_exit_code_64() {
-    let place = Place::new();
-    let empty = place.path().join("empty");
-    std::fs::create_dir(&empty).unwrap();
-    let empty = format!("data.uri={}", empty.display());
-    let cases: &[(&[&str], &[&str])] = &[
-        (&["--set", "train.bach=3"], &["small.toml", "bach"]),
-        (
-            &["--set", "train.batch=0"],
-            &["small.toml", "train.batch", "expected"],
-        ),
-        (
-            &["--set", "model.image_size=33"],
-            &["model.image_size = 33", "32, 64, 128 or 256"],
-        ),
-        (&["--set", "data.uri=/no/such/place"], &["/no/such/place"]),
-        (&["--set", &empty], &["empty"]),
-        (&["--set", "train.batch=4000"], &["10000", "16000"]),
-        (&["--set", "nonsense"], &["section.key=value"]),
-        (&["--workers", "5"], &["--workers 5", "train.replicas (4)"]),
-    ];
-    for (arguments, needles) in cases {
-        let refused = place.run("bad", arguments);
-        let message = text(&refused);
-        assert_eq!(refused.status.code(), Some(64), "{arguments:?}: {message}");
-        for needle in *needles {
-            assert!(message.contains(needle), "{arguments:?}: {message}");
-        }
-        assert!(!message.contains("panicked"), "{message}");
-    }
-    let mut missing = Command::new(COORD);
-    missing.args(["check", "no-such-job.toml"]);
-    let refused = output(missing);
-    assert_eq!(refused.status.code(), Some(64));
-    assert!(text(&refused).contains("no-such-job.toml"));
-}
-
-#[test]
-fn check_and_plan_tell_what_would_run() {
-    let place = Place::new();
-    let ask = |arguments: &[&str]| {
-        let mut command = Command::new(COORD);
-        command.arg(arguments[0]).arg(job()).args(&arguments[1..]);
-        command
-            .args(["--set", &shared_cache()])
-            .current_dir(place.path());
-        let told = output(command);
-        assert!(told.status.success(), "{}", text(&told));
-        String::from_utf8(told.stdout).unwrap()
-    };
-    let told = ask(&["check"]);
-    for needle in [
-        "10000 samples of 1x32x32",
-        "4 replicas x 8",
-        "8 steps",
-        "main.0.weight",
-    ] {
-        assert!(told.contains(needle), "{needle} in {told}");
-    }
-    let plan: serde_json::Value =
-        serde_json::from_str(&ask(&["plan", "--epoch", "2", "--json"])).unwrap();
-    let spans = plan["replicas"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .flat_map(|r| r.as_array().unwrap());
-    let used: u64 = spans.map(|span| span["len"].as_u64().unwrap()).sum();
-    assert_eq!(used, 10_000 / 32 * 32);
-    assert!(ask(&["plan", "--epoch", "2"]).contains("replica 3:"));
-}
-
-#[test]
-fn both_programs_print_completions() {
-    for program in [COORD, WORKER] {
-        let mut command = Command::new(program);
-        command.args(["completions", "bash"]);
-        let script = output(command);
-        let name = Path::new(program)
-            .file_name()
-            .unwrap()
-            .to_string_lossy()
-            .into_owned();
-        assert!(script.status.success() && text(&script).contains(&name));
-    }
-}
-
-/// The newest step that has a checkpoint.
-fn newest(place: &Place, name: &str) -> u64 {
-    let folders = std::fs::read_dir(place.run_dir(name).join("checkpoints")).unwrap();
-    folders
-        .filter_map(|entry| {
-            let name = entry.unwrap().file_name().into_string().unwrap();
-            name.strip_prefix("step-")?.parse().ok()
-        })
-        .max()
-        .expect("a checkpoint")
 }

@@ -79,7 +79,7 @@ pub struct Description {
     pub generation: Generation,
     /// Identity of the packed data.
     pub data_digest: String,
-    /// The job's keys that the state depends on: [`Job::state_keys`].
+    /// The job's keys that the state depends on: [`crate::config::Job::state_keys`].
     pub state_keys: StateKeys,
     /// The shape of the networks.
     pub model: Model,

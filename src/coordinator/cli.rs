@@ -27,7 +27,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 
 /// Coordinates the exact, distributed training of a DCGAN.
 #[derive(Debug, Parser)]
-#[command(name = "gan-coord", version, about, max_term_width = 100)]
+#[command(name = "gan-coord", version, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -301,7 +301,7 @@ impl Driver {
         }
         self.records.append(&lines)?;
         self.progress.send_modify(|progress| {
-            progress.newest = Some(newest.clone());
+            progress.newest = Some(*newest);
             for line in &lines {
                 progress.count(line.images_per_s);
             }

@@ -132,7 +132,7 @@ impl Coordinator {
         };
         let outcome = self.serve_shown(listener, ending, shown, progress).await;
         let _ = show.await;
-        reap(&mut *workers.lock().await).await;
+        reap(&mut workers.lock().await).await;
         outcome
     }
 }
@@ -199,7 +199,7 @@ async fn show(mut bar: progress::Progress, mut progress: watch::Receiver<Progres
                 told.clone_from(&now.detail);
                 bar.note(&told);
             }
-            let newest = now.newest.clone().unwrap_or_default();
+            let newest = now.newest.unwrap_or_default();
             bar.update(
                 &ProgressView {
                     step: now.step,

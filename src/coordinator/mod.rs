@@ -24,6 +24,7 @@ use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Rules, Sou
 use crate::plan::{Plan, PlanError};
 use crate::proto;
 use crate::proto::coordinator_server::CoordinatorServer;
+use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Driver, Input, Reached, Secrets};
 use ledger::{JobRecord, Ledger, LedgerError};
@@ -82,6 +83,20 @@ pub enum CoordinatorError {
         /// Each key with both values.
         differences: String,
     },
+    /// There are checkpoints, but none is whole.
+    #[error(
+        "{dir}: none of the {count} checkpoints can be read (the log says why); \
+         restore one, or begin anew with another --run-dir"
+    )]
+    NoWholeCheckpoint {
+        /// Their folder.
+        dir: PathBuf,
+        /// How many there should be.
+        count: usize,
+    },
+    /// The job can't be told to workers.
+    #[error("the job can't be written as TOML: {0}")]
+    Job(#[from] toml::ser::Error),
     /// The job file's length lies behind what is done.
     #[error(
         "train.steps = {wanted}: the run directory's newest checkpoint is of step {have}; \
@@ -123,6 +138,7 @@ impl CoordinatorError {
                 | CoordinatorError::Plan { .. }
                 | CoordinatorError::Occupied { .. }
                 | CoordinatorError::OtherJob { .. }
+                | CoordinatorError::NoWholeCheckpoint { .. }
                 | CoordinatorError::Behind { .. }
         )
     }
@@ -170,14 +186,8 @@ pub(crate) struct Foundations {
 
 impl Foundations {
     pub(crate) fn lay(job: &Job) -> Result<Self, CoordinatorError> {
-        let mut said = 0;
-        let dataset = Dataset::open(job, &mut |done, total| {
-            let tenth = 10 * done / total.max(1);
-            if tenth > said {
-                said = tenth;
-                tracing::info!("packing the data: {done} of {total} images");
-            }
-        })?;
+        let mut packing = Packing::new();
+        let dataset = Dataset::open(job, &mut |done, total| packing.update(done, total))?;
         let (replicas, batch) = (job.train.replicas, job.train.batch);
         let plan = Plan::new(&dataset.shard_sizes(), job.job.seed, replicas, batch);
         let plan = plan.map_err(|source| CoordinatorError::Plan {
@@ -220,7 +230,8 @@ impl Coordinator {
             }
             Some(record) => {
                 same_job(&options, &record, &data_digest)?;
-                let source = newest_checkpoint(&options, &record)?;
+                let recorded = ledger.checkpoints()?.len();
+                let source = newest_checkpoint(&options, &record, recorded)?;
                 (record, source)
             }
         };
@@ -365,11 +376,10 @@ impl Coordinator {
         let generation = self.ledger.newest_generation()?;
         let run_dir = std::path::absolute(&self.options.run_dir)
             .unwrap_or_else(|_| self.options.run_dir.clone());
-        let job_text = toml::to_string(job).unwrap_or_default();
         let welcome = proto::Welcome {
             worker: 0,
             job_id: self.record.job_id.clone(),
-            job: job_text,
+            job: toml::to_string(job)?,
             run_dir: run_dir.display().to_string(),
             heartbeat_seconds: deadlines.heartbeat.as_secs_f64() / 4.0,
         };
@@ -458,10 +468,22 @@ fn same_job(
 }
 
 /// The newest whole checkpoint of the run directory's job.
-fn newest_checkpoint(options: &Options, record: &JobRecord) -> Result<Source, CoordinatorError> {
+fn newest_checkpoint(
+    options: &Options,
+    record: &JobRecord,
+    recorded: usize,
+) -> Result<Source, CoordinatorError> {
     let store = Store::new(options.run_dir.join("checkpoints"));
     let Some(Stored { path, manifest }) = store.newest()? else {
-        return Ok(Source::Fresh);
+        // A job that has lost all its checkpoints must not silently begin anew.
+        let count = store.list()?.len().max(recorded);
+        return match count {
+            0 => Ok(Source::Fresh),
+            count => Err(CoordinatorError::NoWholeCheckpoint {
+                dir: store.dir().to_owned(),
+                count,
+            }),
+        };
     };
     if manifest.job_id != record.job_id {
         return Err(CoordinatorError::OtherJob {

@@ -108,7 +108,7 @@ pub(super) fn message(identity: &Identity, progress: &Progress) -> proto::JobSta
         epoch: progress.step.0 / identity.steps_per_epoch.max(1),
         images_per_second: progress.images_per_second,
         seconds: progress.seconds,
-        newest: progress.newest.clone(),
+        newest: progress.newest,
         workers: workers.collect(),
         checkpoints: checkpoints.collect(),
         events: events.collect(),

@@ -191,6 +191,35 @@ fn duration(duration: Duration) -> String {
     }
 }
 
+/// The packing of a data set, on a terminal's stderr; nothing is shown elsewhere.
+pub struct Packing(ProgressBar);
+
+impl Packing {
+    /// Shows nothing until there is something to show.
+    #[expect(clippy::new_without_default, reason = "it reaches for the terminal")]
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        if let Ok(style) =
+            ProgressStyle::with_template("{bar:24} packing image {pos}/{len}, {eta} left")
+        {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// `done` of `total` images are packed.
+    pub fn update(&mut self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for Packing {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -51,8 +51,11 @@ int gan_use_deterministic_algorithms() {
     context.setDeterministicCuDNN(true);
     context.setDeterministicMkldnn(true);
     context.setBenchmarkCuDNN(false);
-    context.setAllowTF32CuDNN(false);
-    context.setAllowTF32CuBLAS(false);
+    // On a CPU there is no TF32, and asking makes libtorch warn of that.
+    if (at::hasCUDA()) {
+      context.setAllowTF32CuDNN(false);
+      context.setAllowTF32CuBLAS(false);
+    }
     return 0;
   });
 }

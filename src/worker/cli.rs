@@ -10,6 +10,7 @@ use crate::telemetry::metrics;
 use crate::train::Sampler;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -21,7 +22,7 @@ const FAILED: u8 = 1;
 
 /// Trains a DCGAN's replicas on one device, and looks at what was trained.
 #[derive(Debug, Parser)]
-#[command(name = "gan-worker", version, about, max_term_width = 100)]
+#[command(name = "gan-worker", version, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -212,6 +213,7 @@ fn device(name: &str) -> Result<tch::Device, Failure> {
             "expected cpu or cuda:<index>, as in cuda:0".to_owned(),
         ));
     };
+    determined_cublas().map_err(|error| refuse(error.to_string()))?;
     crate::torch::load_cuda();
     let count = tch::Cuda::device_count();
     if !tch::Cuda::is_available() || (index as i64) >= count {
@@ -220,6 +222,20 @@ fn device(name: &str) -> Result<tch::Device, Failure> {
         )));
     }
     Ok(tch::Device::Cuda(index))
+}
+
+/// cuBLAS gives the same bits from run to run only if its workspace is told in the environment when
+/// the process starts; if it isn't, the process starts itself again with it.
+fn determined_cublas() -> std::io::Result<()> {
+    const NAME: &str = "CUBLAS_WORKSPACE_CONFIG";
+    if std::env::var_os(NAME).is_some() {
+        return Ok(());
+    }
+    let again = std::process::Command::new(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1))
+        .env(NAME, ":4096:8")
+        .exec();
+    Err(again) // `exec` returns only if it fails.
 }
 
 impl Sample {
@@ -232,6 +248,7 @@ impl Sample {
             "generator"
         };
         let (manifest, tensors) = checkpoint::read_file(&self.checkpoint, file).map_err(failed)?;
+        crate::torch::set_threads(1); // The same picture on any machine of a kind.
         let sampler = Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(failed)?;
         let pixels = sampler
             .draw(self.seed, self.count as usize)

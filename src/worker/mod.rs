@@ -1,7 +1,7 @@
 //! Owns one device: a session with the coordinator, and a thread that trains.
 //!
 //! Tokio carries the session, the signals and the metrics; the tensors belong to one OS thread
-//! ([`training`]), which never waits for this one between two steps. What is done when is decided
+//! (`training`), which never waits for this one between two steps. What is done when is decided
 //! by [`crate::session`].
 
 pub mod cli;

@@ -1,6 +1,7 @@
 //! Real processes for tests: gan-coord and gan-worker on loopback, in a folder of their own.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -50,28 +51,38 @@ impl Place {
 
     /// `gan-coord serve` of the small job, on a port of its own.
     pub fn serve(&self, name: &str, arguments: &[&str]) -> Served {
-        let address = free_address();
+        self.serve_on("127.0.0.1:0", name, arguments)
+    }
+
+    pub fn serve_on(&self, address: &str, name: &str, arguments: &[&str]) -> Served {
         let mut command = Command::new(COORD);
         command
             .arg("serve")
             .arg(job())
-            .args(["--listen", &address])
+            .args(["--listen", address])
             .arg("--run-dir")
             .arg(self.run_dir(name))
             .args(["--set", &shared_cache()])
             .args(arguments);
+        let process = Process::start(command, &self.path().join(format!("{name}-coord.log")));
+        let address = process.said("listening on ");
         Served {
             url: format!("http://{address}"),
-            process: Process::start(command, &self.path().join(format!("{name}-coord.log"))),
+            process,
         }
     }
 
     /// `gan-worker train`.
     pub fn worker(&self, url: &str, name: &str) -> Process {
+        self.worker_with(url, name, &[])
+    }
+
+    pub fn worker_with(&self, url: &str, name: &str, arguments: &[&str]) -> Process {
         let mut command = Command::new(WORKER);
         command
             .args(["train", "--coordinator", url, "--cores", "1"])
-            .args(["--advertise", "127.0.0.1"]);
+            .args(["--advertise", "127.0.0.1"])
+            .args(arguments);
         Process::start(command, &self.path().join(format!("{name}.log")))
     }
 
@@ -85,6 +96,16 @@ impl Place {
         let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assert_eq!(digest.len(), 64, "{digest:?}");
         digest
+    }
+
+    /// The newest step that has a checkpoint.
+    pub fn newest(&self, name: &str) -> u64 {
+        let folders = std::fs::read_dir(self.run_dir(name).join("checkpoints")).expect("a folder");
+        let steps = folders.filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            name.strip_prefix("step-")?.parse().ok()
+        });
+        steps.max().expect("a checkpoint")
     }
 
     pub fn checkpoint(&self, name: &str, step: u64) -> PathBuf {
@@ -160,6 +181,24 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Waits until its log holds `phrase`, and gives the word that follows.
+    pub fn said(&self, phrase: &str) -> String {
+        let began = Instant::now();
+        loop {
+            if let Some((_, rest)) = self.log().split_once(phrase)
+                && let Some((word, _)) = rest.split_once(char::is_whitespace)
+            {
+                return word.to_owned();
+            }
+            assert!(
+                began.elapsed() < DEADLINE,
+                "waited for {phrase:?}: {}",
+                self.log()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// `kill -9`.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
@@ -205,7 +244,16 @@ pub fn shared_cache() -> String {
     format!("data.cache={}/data-cache", env!("CARGO_TARGET_TMPDIR"))
 }
 
-fn free_address() -> String {
+pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < DEADLINE, "waited for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that is free now. Whoever can shouldn't use this, but let the system choose.
+pub fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address").to_string()
 }

@@ -37,8 +37,11 @@ fn assign(ledger: &mut Ledger, generation: u64, workers: &[u64], epochs: Range<u
         .unwrap();
 }
 
+/// Its shard, and its place there.
+type Sample = (u32, u64);
+
 /// The samples that the ledger says were used in an epoch, in no order, and its tail.
-fn used(ledger: &Ledger, epoch: u64) -> (Vec<(u32, u64)>, Vec<(u32, u64)>) {
+fn used(ledger: &Ledger, epoch: u64) -> (Vec<Sample>, Vec<Sample>) {
     let samples = |span: &Span| {
         let shard = span.shard;
         (span.start..span.start + span.len).map(move |sample| (shard, sample))

@@ -1,0 +1,208 @@
+//! What people and scripts get from the programs: commands, messages, metrics, services.
+
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
+mod processes;
+
+use processes::{COORD, Place, WORKER, job, output, shared_cache, text};
+use std::path::Path;
+use std::process::Command;
+
+#[test]
+fn bad_input_gets_one_clear_message_and_exit_code_64() {
+    let place = Place::new();
+    let empty = place.path().join("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let empty = format!("data.uri={}", empty.display());
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--set", "train.bach=3"], &["small.toml", "bach"]),
+        (
+            &["--set", "train.batch=0"],
+            &["small.toml", "train.batch", "expected"],
+        ),
+        (
+            &["--set", "model.image_size=33"],
+            &["model.image_size = 33", "32, 64, 128 or 256"],
+        ),
+        (&["--set", "data.uri=/no/such/place"], &["/no/such/place"]),
+        (&["--set", &empty], &["empty"]),
+        (&["--set", "train.batch=4000"], &["10000", "16000"]),
+        (&["--set", "nonsense"], &["section.key=value"]),
+        (&["--workers", "5"], &["--workers 5", "train.replicas (4)"]),
+    ];
+    for (arguments, needles) in cases {
+        let refused = place.run("bad", arguments);
+        let message = text(&refused);
+        assert_eq!(refused.status.code(), Some(64), "{arguments:?}: {message}");
+        for needle in *needles {
+            assert!(message.contains(needle), "{arguments:?}: {message}");
+        }
+        assert!(!message.contains("panicked"), "{message}");
+    }
+    let mut missing = Command::new(COORD);
+    missing.args(["check", "no-such-job.toml"]);
+    let refused = output(missing);
+    assert_eq!(refused.status.code(), Some(64));
+    assert!(text(&refused).contains("no-such-job.toml"));
+}
+
+#[test]
+fn check_and_plan_tell_what_would_run() {
+    let place = Place::new();
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(COORD);
+        command.arg(arguments[0]).arg(job()).args(&arguments[1..]);
+        command
+            .args(["--set", &shared_cache()])
+            .current_dir(place.path());
+        let told = output(command);
+        assert!(told.status.success(), "{}", text(&told));
+        String::from_utf8(told.stdout).unwrap()
+    };
+    let told = ask(&["check"]);
+    for needle in [
+        "10000 samples of 1x32x32",
+        "4 replicas x 8",
+        "8 steps",
+        "main.0.weight",
+    ] {
+        assert!(told.contains(needle), "{needle} in {told}");
+    }
+    let plan: serde_json::Value =
+        serde_json::from_str(&ask(&["plan", "--epoch", "2", "--json"])).unwrap();
+    let spans = plan["replicas"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .flat_map(|r| r.as_array().unwrap());
+    let used: u64 = spans.map(|span| span["len"].as_u64().unwrap()).sum();
+    assert_eq!(used, 10_000 / 32 * 32);
+    assert!(ask(&["plan", "--epoch", "2"]).contains("replica 3:"));
+}
+
+#[test]
+fn both_programs_print_completions() {
+    for program in [COORD, WORKER] {
+        let mut command = Command::new(program);
+        command.args(["completions", "bash"]);
+        let script = output(command);
+        let name = Path::new(program)
+            .file_name()
+            .unwrap()
+            .to_string_lossy()
+            .into_owned();
+        assert!(script.status.success() && text(&script).contains(&name));
+    }
+}
+
+#[test]
+fn both_programs_export_their_metrics() {
+    use ganglion::telemetry::catalog::{self, Role};
+    let place = Place::new();
+    let listen = ["--metrics-listen", "127.0.0.1:0"];
+    let long = [&listen[..], &["--set", "train.steps=100000"]].concat();
+    let served = place.serve("run", &long);
+    let worker = place.worker_with(&served.url, "worker", &listen);
+    served.wait("a checkpoint", |status| !status["checkpoints"][0].is_null());
+    for (process, role) in [
+        (&served.process, Role::Coordinator),
+        (&worker, Role::Worker),
+    ] {
+        let page = fetch(&process.said("metrics on http://"));
+        for metric in catalog::of(role) {
+            assert!(
+                page.contains(&format!("# TYPE {} ", metric.name)),
+                "{}",
+                metric.name
+            );
+        }
+    }
+    let page = fetch(&worker.said("metrics on http://"));
+    assert!(!page.contains("gan_worker_images_total 0"), "{page}");
+    assert!(page.contains("gan_train_loss{net=\"generator\"}"), "{page}");
+}
+
+#[test]
+fn health_and_reflection_are_served() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+    let place = Place::new();
+    let served = place.serve("run", &[]);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let endpoint = tonic::transport::Endpoint::from_shared(served.url.clone());
+        let channel = endpoint.unwrap().connect().await.unwrap();
+        let mut health = HealthClient::new(channel.clone());
+        let service = "ganglion.v1.Coordinator".to_owned();
+        let answer = health.check(HealthCheckRequest { service }).await.unwrap();
+        assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
+        let mut reflection = ServerReflectionClient::new(channel);
+        let request = ServerReflectionRequest {
+            host: String::new(),
+            message_request: Some(MessageRequest::ListServices(String::new())),
+        };
+        let answer = reflection
+            .server_reflection_info(tokio_stream::once(request))
+            .await;
+        let answer = answer
+            .unwrap()
+            .into_inner()
+            .message()
+            .await
+            .unwrap()
+            .unwrap();
+        let Some(MessageResponse::ListServicesResponse(list)) = answer.message_response else {
+            panic!("{answer:?}");
+        };
+        assert!(
+            list.service
+                .iter()
+                .any(|s| s.name == "ganglion.v1.Coordinator")
+        );
+    });
+}
+
+#[test]
+fn a_checkpoint_can_be_sampled_and_inspected() {
+    let place = Place::new();
+    assert!(place.run("run", &[]).status.success());
+    let checkpoint = place.checkpoint("run", 8);
+    let draw = |out: &str, seed: &str| {
+        let mut command = Command::new(WORKER);
+        let path = place.path().join(out);
+        command
+            .arg("sample")
+            .arg(&checkpoint)
+            .arg("--out")
+            .arg(&path);
+        command.args(["--count", "6", "--seed", seed]);
+        let drawn = output(command);
+        assert!(drawn.status.success(), "{}", text(&drawn));
+        std::fs::read(path).unwrap()
+    };
+    assert_eq!(draw("a.png", "1"), draw("b.png", "1"));
+    assert_ne!(draw("a.png", "1"), draw("c.png", "2"));
+    let mut inspect = Command::new(WORKER);
+    inspect.arg("inspect").arg(&checkpoint);
+    let manifest = output(inspect);
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest.stdout).unwrap();
+    assert_eq!(manifest["step"], 8);
+    assert_eq!(manifest["digest"], place.digest("run", 8));
+}
+
+/// The page that an exporter serves.
+fn fetch(url: &str) -> String {
+    use std::io::{Read, Write};
+    let address = url.trim_end_matches("/metrics");
+    let mut stream = std::net::TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(processes::DEADLINE)).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut page = String::new();
+    stream.read_to_string(&mut page).unwrap();
+    page
+}

@@ -199,18 +199,17 @@ async fn show(mut bar: progress::Progress, mut progress: watch::Receiver<Progres
                 told.clone_from(&now.detail);
                 bar.note(&told);
             }
-            let newest = now.newest.unwrap_or_default();
-            bar.update(
-                &ProgressView {
+            if let Some(newest) = now.newest {
+                let view = ProgressView {
                     step: now.step,
                     images_per_second: now.images_per_second,
                     loss_d: newest.loss_d,
                     loss_g: newest.loss_g,
                     d_real: newest.d_real,
                     d_fake: newest.d_fake,
-                },
-                Instant::now(),
-            );
+                };
+                bar.update(&view, Instant::now());
+            }
             matches!(now.phase, Phase::Ended(_))
         };
         if last || progress.changed().await.is_err() {

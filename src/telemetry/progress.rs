@@ -63,7 +63,7 @@ impl Progress {
             return Self::lines(total_steps, Box::new(io::stderr()));
         }
         let bar = ProgressBar::with_draw_target(Some(total_steps), ProgressDrawTarget::stderr());
-        if let Ok(style) = ProgressStyle::with_template("{bar:24} {wide_msg}") {
+        if let Ok(style) = ProgressStyle::with_template("{wide_bar} {prefix}\n{wide_msg}") {
             bar.set_style(style);
         }
         bar.set_position(start_step.0);
@@ -87,13 +87,19 @@ impl Progress {
     /// Shows `view`, at time `now`.
     pub fn update(&mut self, view: &ProgressView, now: Instant) {
         let left = self.time_left(view.step, now);
-        let text = line(view, self.total, left);
         match &mut self.surface {
+            // Two lines, so that all of it fits a terminal of 80 columns.
             Surface::Bar(bar) => {
                 bar.set_position(view.step.0);
-                bar.set_message(text);
+                bar.set_prefix(left.map_or_else(String::new, time_left));
+                bar.set_message(line(view, self.total));
             }
             Surface::Lines { out, printed_at } => {
+                let mut text = line(view, self.total);
+                if let Some(left) = left {
+                    text += "  ";
+                    text += &time_left(left);
+                }
                 let due = printed_at.is_none_or(|at| now.duration_since(at) >= LINE_INTERVAL);
                 if due {
                     *printed_at = Some(now);
@@ -157,7 +163,7 @@ fn print(out: &mut dyn Write, text: &str) {
 }
 
 /// A view as text.
-fn line(view: &ProgressView, total: u64, left: Option<Duration>) -> String {
+fn line(view: &ProgressView, total: u64) -> String {
     let ProgressView {
         step,
         images_per_second,
@@ -166,14 +172,14 @@ fn line(view: &ProgressView, total: u64, left: Option<Duration>) -> String {
         d_real,
         d_fake,
     } = view;
-    let left = match left {
-        Some(left) => format!("  {} left", duration(left)),
-        None => String::new(),
-    };
     format!(
         "step {step}/{total}  {images_per_second:.0} images/s  \
-         loss D {loss_d:.3} G {loss_g:.3}  D(x) {d_real:.3}  D(G(z)) {d_fake:.3}{left}"
+         loss D {loss_d:.3} G {loss_g:.3}  D(x) {d_real:.3}  D(G(z)) {d_fake:.3}"
     )
+}
+
+fn time_left(left: Duration) -> String {
+    format!("{} left", duration(left))
 }
 
 /// A duration to two units.
@@ -259,19 +265,16 @@ mod tests {
     #[test]
     fn a_view_reads_well() {
         assert_eq!(
-            line(&view(1500), 10_000, Some(Duration::from_secs(125))),
-            "step 1500/10000  1234 images/s  loss D 1.386 G 0.700  D(x) 0.500  D(G(z)) 0.250  \
-             2m 05s left"
+            line(&view(1500), 10_000),
+            "step 1500/10000  1234 images/s  loss D 1.386 G 0.700  D(x) 0.500  D(G(z)) 0.250"
         );
+        assert_eq!(time_left(Duration::from_secs(125)), "2m 05s left");
         let diverged = ProgressView {
             loss_d: f64::NAN,
             ..view(1)
         };
-        let text = line(&diverged, 2, None);
-        assert!(
-            text.contains("loss D NaN") && !text.contains("left"),
-            "{text}"
-        );
+        let text = line(&diverged, 2);
+        assert!(text.contains("loss D NaN"), "{text}");
     }
 
     #[test]

@@ -28,7 +28,7 @@
 //! | [`sample`] | grids of images |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
-//! | [`ids`], [`signals`] | the numbers that name things; SIGTERM and SIGINT |
+//! | [`ids`], [`signals`], [`stdout`] | the numbers that name things; signals; what is printed |
 //! | [`proto`] | the wire, as `proto/` defines it |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
@@ -51,10 +51,12 @@ pub mod model;
 #[cfg(feature = "torch")]
 pub mod objective;
 pub mod plan;
+pub mod proto;
 pub mod random;
 pub mod sample;
 pub mod session;
 pub mod signals;
+pub mod stdout;
 pub mod telemetry;
 #[cfg(feature = "torch")]
 pub mod torch;
@@ -62,13 +64,3 @@ pub mod torch;
 pub mod train;
 #[cfg(feature = "torch")]
 pub mod worker;
-
-/// The wire, as `proto/ganglion/v1` defines it.
-#[allow(missing_docs, unreachable_pub, clippy::all)]
-pub mod proto {
-    tonic::include_proto!("ganglion.v1");
-
-    /// The compiled descriptors, for gRPC reflection.
-    pub const DESCRIPTORS: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/ganglion.v1.descriptors.bin"));
-}

@@ -49,8 +49,18 @@ pub enum Event {
     Assignment(Generation),
     /// More shards for it.
     Work(Generation),
-    /// A person, or another worker's end, stops the job.
-    Stop,
+    /// The job is to stop; to `drain` it is to stop and go on later.
+    Stop {
+        /// Whoever is told to go comes back.
+        drain: bool,
+    },
+    /// The job is over without this worker.
+    Ended {
+        /// How.
+        outcome: String,
+        /// Complete, or stopped by a person.
+        good: bool,
+    },
     /// The coordinator knows that this worker has finished.
     Acknowledged,
     /// The data is there, with this digest.
@@ -84,8 +94,10 @@ pub enum Action {
     SayFormed(Generation, Step),
     /// Raise the stop flag.
     RaiseStop,
-    /// Raise the leaving flag, and tell the coordinator.
-    RaiseLeaving(Generation),
+    /// Raise the leaving flag.
+    RaiseLeaving,
+    /// Tell the coordinator that this worker was told to go.
+    SayLeaving(Generation),
     /// Tell the coordinator that the generation is broken.
     SayCollectiveFailed(Generation, Step, String),
     /// Tell the coordinator that nothing more will come.
@@ -101,7 +113,7 @@ pub enum Action {
 pub enum Exit {
     /// The job is complete or was stopped by a person.
     Done,
-    /// Told to go, and went in good order.
+    /// Somebody was told to go, and the job stopped in good order, to go on later.
     Left,
     /// It can never take part in this job.
     Unfit(String),
@@ -158,7 +170,6 @@ pub struct Session {
     heartbeat: Duration,
     patience: Duration,
     beat_at: Option<Now>,
-    leaving: bool,
 }
 
 impl Session {
@@ -175,7 +186,6 @@ impl Session {
             heartbeat: Duration::from_secs(1),
             patience: join,
             beat_at: None,
-            leaving: false,
         };
         (session, vec![Action::Connect])
     }
@@ -277,8 +287,20 @@ impl Session {
             (Event::Work(given), Phase::Forming(now) | Phase::Training(now)) if given == now => {
                 actions.push(Action::GiveWork);
             }
-            (Event::Stop, Phase::Forming(_) | Phase::Training(_)) => {
-                actions.push(Action::RaiseStop);
+            (Event::Stop { drain }, Phase::Forming(_) | Phase::Training(_)) => {
+                actions.push(if drain {
+                    Action::RaiseLeaving
+                } else {
+                    Action::RaiseStop
+                });
+            }
+            (Event::Ended { outcome, good }, phase) => {
+                let exit = match phase {
+                    Phase::Finishing { exit, .. } => exit,
+                    _ if good => Exit::Done,
+                    _ => Exit::Failed(format!("the job is over: {outcome}")),
+                };
+                self.exit(exit, &mut actions);
             }
             (Event::TrainingEnded(ended, step, finish), Phase::Forming(generation))
             | (Event::TrainingEnded(ended, step, finish), Phase::Training(generation))
@@ -301,6 +323,7 @@ impl Session {
                     &mut actions,
                 );
             }
+            (Event::Failed(_), Phase::Finishing { .. }) => {}
             (Event::Failed(reason), _) => {
                 let none = Generation(0);
                 self.finish(none, Step(0), Finish::Failed(reason), now, &mut actions);
@@ -383,9 +406,7 @@ impl Session {
         actions: &mut Vec<Action>,
     ) {
         let exit = match &finish {
-            Finish::Complete => Exit::Done,
-            Finish::Stopped if self.leaving => Exit::Left,
-            Finish::Stopped => Exit::Done,
+            Finish::Complete | Finish::Stopped => Exit::Done,
             Finish::Left => Exit::Left,
             Finish::Failed(reason) => Exit::Failed(reason.clone()),
         };
@@ -400,8 +421,8 @@ impl Session {
     fn terminate(&mut self, phase: Phase, actions: &mut Vec<Action>) {
         match phase {
             Phase::Forming(generation) | Phase::Training(generation) => {
-                self.leaving = true;
-                actions.push(Action::RaiseLeaving(generation));
+                actions.push(Action::RaiseLeaving);
+                actions.push(Action::SayLeaving(generation));
             }
             Phase::Finishing { .. } => {}
             _ => self.exit(Exit::Left, actions),

@@ -1,20 +1,48 @@
 //! The operating system's word to end.
 
+use std::fmt;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Resolves at the next SIGTERM or SIGINT (Ctrl-C), with its name. If the process may not listen
-/// for signals, it never resolves, and says so in the log.
-pub async fn termination() -> String {
+/// What the process was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// SIGTERM: the machine is wanted for something else.
+    Terminate,
+    /// SIGINT: Ctrl-C.
+    Interrupt,
+    /// SIGHUP: the terminal is gone.
+    HangUp,
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Signal::Terminate => "SIGTERM",
+            Signal::Interrupt => "SIGINT",
+            Signal::HangUp => "SIGHUP",
+        })
+    }
+}
+
+/// Resolves when the process has been told to end `times` times, counted from the first poll. If it
+/// may not listen for signals it never resolves, and says so in the log.
+pub async fn termination(times: u32) -> Signal {
     let streams = (
         signal(SignalKind::terminate()),
         signal(SignalKind::interrupt()),
+        signal(SignalKind::hangup()),
     );
-    let (Ok(mut terminate), Ok(mut interrupt)) = streams else {
-        tracing::warn!("can't listen for SIGTERM and SIGINT");
+    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hang_up)) = streams else {
+        tracing::warn!("can't listen for SIGTERM, SIGINT and SIGHUP");
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = terminate.recv() => "SIGTERM".to_owned(),
-        _ = interrupt.recv() => "SIGINT".to_owned(),
+    let mut told = Signal::Terminate;
+    for _ in 0..times {
+        told = tokio::select! {
+            _ = terminate.recv() => Signal::Terminate,
+            _ = interrupt.recv() => Signal::Interrupt,
+            _ = hang_up.recv() => Signal::HangUp,
+        };
     }
+    told
 }

@@ -39,6 +39,23 @@ fn bad_input_gets_one_clear_message_and_exit_code_64() {
         }
         assert!(!message.contains("panicked"), "{message}");
     }
+    for (program, arguments) in [
+        (COORD, ["status", "--coordinator", "localhost"]),
+        (WORKER, ["train", "--coordinator", "localhost"]),
+        (COORD, ["stop", "--coordinator", "https://x:1"]),
+        (WORKER, ["train", "--device", "tpu"]),
+        (WORKER, ["sample", "--count", "0"]),
+    ] {
+        let mut command = Command::new(program);
+        command.args(arguments);
+        let refused = output(command);
+        assert_eq!(
+            refused.status.code(),
+            Some(64),
+            "{arguments:?}: {}",
+            text(&refused)
+        );
+    }
     let mut missing = Command::new(COORD);
     missing.args(["check", "no-such-job.toml"]);
     let refused = output(missing);
@@ -78,6 +95,17 @@ fn check_and_plan_tell_what_would_run() {
     let used: u64 = spans.map(|span| span["len"].as_u64().unwrap()).sum();
     assert_eq!(used, 10_000 / 32 * 32);
     assert!(ask(&["plan", "--epoch", "2"]).contains("replica 3:"));
+}
+
+#[test]
+fn a_reader_that_goes_is_no_error() {
+    for program in [COORD, WORKER] {
+        let mut pipe = Command::new("bash");
+        let line = format!("set -o pipefail; {program} completions bash | head -1 >/dev/null");
+        pipe.args(["-c", &line]);
+        let piped = output(pipe);
+        assert!(!text(&piped).contains("panicked"), "{}", text(&piped));
+    }
 }
 
 #[test]

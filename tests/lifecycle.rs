@@ -88,7 +88,6 @@ fn a_damaged_checkpoint_is_refused_and_the_one_before_is_taken() {
         "{}",
         text(&refused)
     );
-    std::fs::remove_dir_all(place.checkpoint("run", 8)).unwrap();
     let resumed = place.run("run", &["--resume"]);
     assert!(resumed.status.success(), "{}", text(&resumed));
     assert_eq!(place.digest("run", 8), straight);
@@ -190,10 +189,16 @@ fn a_worker_that_is_told_to_go_ends_the_job_in_good_order() {
     let mut second = place.worker(&served.url, "second");
     served.wait("step 3", |status| status["step"].as_u64() >= Some(3));
     second.signal("TERM");
+    // The job isn't done: all of them are to come back.
     assert_eq!(second.wait(), 75, "{}", second.log());
-    assert_eq!(first.wait(), 0, "{}", first.log());
+    assert_eq!(first.wait(), 75, "{}", first.log());
     let Served { mut process, .. } = served;
-    assert_eq!(process.wait(), 0, "{}", process.log());
+    assert_eq!(process.wait(), 75, "{}", process.log());
+    assert!(
+        process.log().contains("drained at step"),
+        "{}",
+        process.log()
+    );
     assert!(place.newest("left") >= 3);
 }
 
@@ -204,7 +209,7 @@ fn a_lost_worker_ends_the_job_with_its_name() {
     let served = place.serve("lost", &long);
     let mut first = place.worker(&served.url, "first");
     let mut second = place.worker(&served.url, "second");
-    served.wait("step 3", |status| status["step"].as_u64() >= Some(3));
+    served.wait("a checkpoint", |status| !status["checkpoints"][0].is_null());
     let pid = second.pid();
     second.kill();
     assert_eq!(first.wait(), 1, "{}", first.log());
@@ -215,9 +220,10 @@ fn a_lost_worker_ends_the_job_with_its_name() {
         log.contains(&format!("pid {pid}")) && log.contains("lost worker"),
         "{log}"
     );
-    let resumed = place.run("lost", &["--resume", "--set", "train.steps=20"]);
-    let behind = text(&resumed).contains("at least that");
-    assert!(resumed.status.success() || behind, "{}", text(&resumed));
+    let on = place.newest("lost") + 4;
+    let resumed = place.run("lost", &["--resume", "--set", &format!("train.steps={on}")]);
+    assert!(resumed.status.success(), "{}", text(&resumed));
+    place.digest("lost", on);
 }
 
 /// Invariant 5.
@@ -293,5 +299,38 @@ fn a_run_directory_holds_one_job() {
         done.status.success() && text(&done).contains("complete at step 8"),
         "{}",
         text(&done)
+    );
+}
+
+#[test]
+fn a_coordinator_that_is_told_to_go_drains_the_job() {
+    let place = Place::new();
+    let served = place.serve("drained", &["--set", "train.steps=100000"]);
+    let mut worker = place.worker(&served.url, "worker");
+    served.wait("step 3", |status| status["step"].as_u64() >= Some(3));
+    served.process.signal("TERM");
+    assert_eq!(worker.wait(), 75, "{}", worker.log());
+    let Served { mut process, .. } = served;
+    assert_eq!(process.wait(), 75, "{}", process.log());
+    assert!(place.newest("drained") >= 3);
+}
+
+#[test]
+fn a_job_whose_last_checkpoint_cannot_be_written_is_not_complete() {
+    let place = Place::new();
+    let run_dir = place.run_dir("run");
+    std::fs::create_dir(&run_dir).unwrap();
+    std::fs::write(run_dir.join("checkpoints"), "no folder").unwrap();
+    let run = place.run("run", &[]);
+    assert_eq!(run.status.code(), Some(1), "{}", text(&run));
+    assert!(
+        text(&run).contains("the last checkpoint could not be written"),
+        "{}",
+        text(&run)
+    );
+    let log = std::fs::read_to_string(run_dir.join("worker-0.log")).unwrap();
+    assert!(
+        log.contains("training goes on"),
+        "step 4's failure ended nothing: {log}"
     );
 }

@@ -1,8 +1,9 @@
 //! Coordinates a job: see `gan-coord --help`.
 
 use clap::Parser;
+use ganglion::coordinator::cli::Cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ganglion::coordinator::cli::Cli::parse().run()
+    Cli::try_parse().map_or_else(ganglion::stdout::usage, Cli::run)
 }

@@ -1,8 +1,9 @@
 //! Trains on one device: see `gan-worker --help`.
 
 use clap::Parser;
+use ganglion::worker::cli::Cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    ganglion::worker::cli::Cli::parse().run()
+    Cli::try_parse().map_or_else(ganglion::stdout::usage, Cli::run)
 }

@@ -7,6 +7,8 @@ use crate::ids::Epoch;
 use crate::membership::Outcome;
 use crate::proto;
 use crate::proto::coordinator_client::CoordinatorClient;
+use crate::signals::{self, Signal};
+use crate::stdout;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
 use crate::telemetry::metrics;
@@ -22,6 +24,8 @@ use tonic::transport::Channel;
 const WRONG: u8 = 64;
 /// The exit code of everything else that fails.
 const FAILED: u8 = 1;
+/// The exit code of a job that is to go on later: told to go (`EX_TEMPFAIL`).
+const DRAINED: u8 = 75;
 /// For a coordinator to answer a person.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -209,9 +213,9 @@ impl Cli {
             Command::Status(status) => on_runtime(status.run()),
             Command::Stop(remote) => on_runtime(stop(remote)),
             Command::Completions { shell } => {
-                let mut out = std::io::stdout();
-                clap_complete::generate(shell, &mut Cli::command(), "gan-coord", &mut out);
-                Ok(ExitCode::SUCCESS)
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "gan-coord", &mut script);
+                print(&String::from_utf8_lossy(&script))
             }
         };
         result.unwrap_or_else(|failure| {
@@ -239,29 +243,33 @@ fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
         .block_on(work)
 }
 
-/// Resolves at Ctrl-C or SIGTERM; a second one ends the process at once.
+/// Resolves at Ctrl-C, SIGTERM, or when the terminal is gone.
 async fn told_to_stop() -> Ending {
-    let reason = crate::signals::termination().await;
-    tokio::spawn(async {
-        crate::signals::termination().await;
-        eprintln!("gan-coord: told twice; ending at once");
-        std::process::exit(130);
-    });
-    eprintln!(
-        "\ngan-coord: {reason}: finishing the step, then a checkpoint (again to end at once)"
+    let signal = signals::termination(1).await;
+    // A terminal that is gone can't be told.
+    let _ = writeln!(
+        std::io::stderr(),
+        "\ngan-coord: {signal}: finishing the step, then a checkpoint (again to end at once)"
     );
-    Ending::Stop(reason)
+    match signal {
+        Signal::Terminate => Ending::Drain(signal.to_string()),
+        Signal::Interrupt | Signal::HangUp => Ending::Stop(signal.to_string()),
+    }
 }
 
 impl Run {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         let job = self.job.load()?;
-        if self.workers == 0 || self.workers > job.train.replicas {
+        if self.workers == 0 || self.workers > job.max_workers() {
             return Err(Failure {
                 code: WRONG,
                 message: format!(
-                    "--workers {}: expected 1 to train.replicas ({})",
-                    self.workers, job.train.replicas
+                    "--workers {}: expected 1 to {}, the least of train.replicas ({}) and \
+                     workers.max ({}, where 0 sets no bound)",
+                    self.workers,
+                    job.max_workers(),
+                    job.train.replicas,
+                    job.workers.max
                 ),
             });
         }
@@ -271,8 +279,10 @@ impl Run {
             device: self.device,
             program: Local::worker_program()?,
         };
-        std::fs::create_dir_all(&run_dir)
-            .map_err(|error| failed(format!("{}: {error}", run_dir.display())))?;
+        std::fs::create_dir_all(&run_dir).map_err(|error| Failure {
+            code: WRONG,
+            message: format!("--run-dir {}: can't make it: {error}", run_dir.display()),
+        })?;
         let log = LogTarget::File(run_dir.join("coordinator.log"));
         logging::init(format, &log).map_err(failed)?;
         let coordinator = Coordinator::open(Options {
@@ -284,7 +294,11 @@ impl Run {
         let listen = self.place.metrics_listen;
         on_runtime(async move {
             install_metrics(listen)?;
-            let outcome = coordinator.run_local(local, told_to_stop()).await?;
+            let outcome = tokio::select! {
+                outcome = coordinator.run_local(local, told_to_stop()) => outcome?,
+                // The workers are killed when they are dropped.
+                signal = signals::termination(2) => told_twice(signal),
+            };
             report(&outcome, &run_dir)
         })
     }
@@ -306,7 +320,10 @@ impl Serve {
             let listener = tokio::net::TcpListener::bind(self.listen)
                 .await
                 .map_err(|error| failed(format!("can't listen on {}: {error}", self.listen)))?;
-            let outcome = coordinator.serve(listener, told_to_stop()).await?;
+            let outcome = tokio::select! {
+                outcome = coordinator.serve(listener, told_to_stop()) => outcome?,
+                signal = signals::termination(2) => told_twice(signal),
+            };
             report(&outcome, &run_dir)
         })
     }
@@ -321,20 +338,26 @@ fn install_metrics(listen: Option<SocketAddr>) -> Result<(), Failure> {
     Ok(())
 }
 
+fn told_twice(signal: Signal) -> Outcome {
+    Outcome::Failed(format!("{signal} again: ended at once"))
+}
+
 /// Prints how the job ended and where its files are.
 fn report(outcome: &Outcome, run_dir: &std::path::Path) -> Result<ExitCode, Failure> {
     let place = run_dir.display();
     match outcome {
-        Outcome::Complete(step) => {
-            println!("complete at step {step}");
-            println!("  checkpoints  {place}/checkpoints");
-            println!("  pictures     {place}/samples");
-            println!("  metrics      {place}/metrics.jsonl");
-            Ok(ExitCode::SUCCESS)
-        }
-        Outcome::Stopped(step) => {
-            println!("stopped at step {step}; --resume goes on from {place}/checkpoints");
-            Ok(ExitCode::SUCCESS)
+        Outcome::Complete(step) => print(&format!(
+            "complete at step {step}\n  checkpoints  {place}/checkpoints\n  \
+             pictures     {place}/samples\n  metrics      {place}/metrics.jsonl\n"
+        )),
+        Outcome::Stopped(step) => print(&format!(
+            "stopped at step {step}; --resume goes on from {place}/checkpoints\n"
+        )),
+        Outcome::Drained(step) => {
+            print(&format!(
+                "drained at step {step}; --resume goes on from {place}/checkpoints\n"
+            ))?;
+            Ok(ExitCode::from(DRAINED))
         }
         Outcome::Failed(reason) => Err(failed(format!(
             "the job failed: {}\n  logs: {place}/*.log; --resume goes on from the newest checkpoint",
@@ -343,20 +366,22 @@ fn report(outcome: &Outcome, run_dir: &std::path::Path) -> Result<ExitCode, Fail
     }
 }
 
-/// Prints; a reader that has gone is no error.
 fn print(text: &str) -> Result<ExitCode, Failure> {
-    match std::io::stdout().lock().write_all(text.as_bytes()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(failed(error)),
-        _ => Ok(ExitCode::SUCCESS),
-    }
+    stdout::print(text).map_err(failed)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn client(remote: &Remote) -> Result<CoordinatorClient<Channel>, Failure> {
     let url = &remote.coordinator;
-    let endpoint = tonic::transport::Endpoint::from_shared(url.clone()).map_err(|_| Failure {
+    let endpoint = proto::endpoint(url).map_err(|error| Failure {
         code: WRONG,
-        message: format!("--coordinator {url}: expected a URL like http://127.0.0.1:50051"),
+        message: error.to_string(),
     })?;
+    // A host that has vanished is noticed.
+    let endpoint = endpoint
+        .http2_keep_alive_interval(ANSWER)
+        .keep_alive_timeout(ANSWER)
+        .keep_alive_while_idle(true);
     let channel = endpoint.connect_timeout(ANSWER).connect().await;
     let channel = channel.map_err(|_| {
         failed(format!(
@@ -379,9 +404,9 @@ impl StatusArgs {
         let mut client = client(&self.remote).await?;
         let show = |status: &proto::JobStatus| {
             if self.json {
-                println!("{}", super::status_json(status));
+                print(&format!("{}\n", super::status_json(status)))
             } else {
-                print!("{}", super::status_text(status));
+                print(&super::status_text(status))
             }
         };
         if self.watch {
@@ -392,10 +417,17 @@ impl StatusArgs {
             let mut stream = stream
                 .map_err(|status| refused(&url, &status))?
                 .into_inner();
-            while let Ok(Some(status)) = stream.message().await {
-                show(&status);
+            let mut phase = String::new();
+            loop {
+                match stream.message().await {
+                    Ok(Some(status)) => {
+                        phase.clone_from(&status.phase);
+                        show(&status)?;
+                    }
+                    Ok(None) if phase == "ended" => return Ok(ExitCode::SUCCESS),
+                    _ => return Err(failed(format!("the coordinator at {url} is gone"))),
+                }
             }
-            return Ok(ExitCode::SUCCESS);
         }
         let mut request = tonic::Request::new(proto::StatusRequest {});
         request.set_timeout(ANSWER);
@@ -404,8 +436,7 @@ impl StatusArgs {
             &status
                 .map_err(|status| refused(&url, &status))?
                 .into_inner(),
-        );
-        Ok(ExitCode::SUCCESS)
+        )
     }
 }
 
@@ -423,6 +454,7 @@ async fn stop(remote: Remote) -> Result<ExitCode, Failure> {
         .map_err(|status| refused(&url, &status))?
         .into_inner()
         .step;
-    println!("told at step {step}: the job finishes the step, writes a checkpoint, and ends");
-    Ok(ExitCode::SUCCESS)
+    print(&format!(
+        "told at step {step}: the job finishes the step, writes a checkpoint, and ends\n"
+    ))
 }

@@ -7,7 +7,7 @@
 use super::ledger::{self, Ledger, LedgerError};
 use super::status::Progress;
 use super::wire::{self, Context};
-use crate::ids::{Epoch, Generation, Step, WorkerId};
+use crate::ids::{Epoch, Generation, Rank, Step, WorkerId};
 use crate::membership::{
     Action, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record, Seat,
 };
@@ -15,7 +15,7 @@ use crate::plan::Plan;
 use crate::proto;
 use crate::telemetry::catalog::{self, SpanState, WorkerState};
 use crate::telemetry::metrics::coord;
-use crate::telemetry::records::{self, RecordError, RecordLog};
+use crate::telemetry::records::{self, RecordLog};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::collections::HashMap;
@@ -51,9 +51,6 @@ pub enum DriverError {
     /// The ledger can't be written: what isn't durable must not be spoken.
     #[error("the ledger can't be written, so the coordinator ends; workers keep their state: {0}")]
     Ledger(#[from] LedgerError),
-    /// The records of the steps can't be written.
-    #[error(transparent)]
-    Records(#[from] RecordError),
     /// No randomness for the generations' secrets.
     #[error("the operating system gives no random bytes: {0}")]
     Random(#[from] getrandom::Error),
@@ -129,7 +126,7 @@ impl Driver {
                 }
                 Ok(Input::Said(event, records)) => {
                     let now = self.now();
-                    self.log(&event, &records, now)?;
+                    self.log(&event, &records, now);
                     if let Event::Lost(worker, _) = &event {
                         self.sessions.remove(worker);
                     }
@@ -141,9 +138,9 @@ impl Driver {
                 }
                 // The service is gone, and with it everybody who could say something.
                 Err(RecvTimeoutError::Disconnected) => {
-                    let now = self.now();
-                    let gone = "the coordinator's server has ended".to_owned();
-                    self.machine.handle(Event::Stop(gone), now)
+                    return Ok(Outcome::Failed(
+                        "the coordinator's server has ended".to_owned(),
+                    ));
                 }
             };
             if let Some(outcome) = self.carry_out(actions)? {
@@ -192,6 +189,7 @@ impl Driver {
                 self.ledger
                     .assign(generation, &seats, &plans, a_pass, self.batch)?;
             }
+            Record::Device(device) => self.ledger.set_device(&device)?,
             Record::Reached(step) => {
                 self.reached.newest = self.reached.newest.max(step);
                 let now = self.now();
@@ -271,19 +269,16 @@ impl Driver {
     }
 
     /// Appends the steps' records to `metrics.jsonl`.
-    fn log(
-        &mut self,
-        event: &Event,
-        records: &[proto::StepRecord],
-        now: Duration,
-    ) -> Result<(), DriverError> {
+    fn log(&mut self, event: &Event, records: &[proto::StepRecord], now: Duration) {
         let Event::Progress(worker, generation, _) = event else {
-            return Ok(());
+            return;
         };
-        let present =
-            *generation == self.machine.generation() && self.machine.members().contains_key(worker);
-        let Some(newest) = records.last().filter(|_| present) else {
-            return Ok(());
+        let member = self.machine.members().get(worker);
+        let seat = member.and_then(|member| member.seat.as_ref());
+        let leads = seat.is_some_and(|seat| seat.rank == Rank(0))
+            && *generation == self.machine.generation();
+        let Some(newest) = records.last().filter(|_| leads) else {
+            return;
         };
         // The newest step has just ended; each one before it, a step's duration earlier.
         let mut time = self.seconds_before + now.as_secs_f64();
@@ -299,14 +294,16 @@ impl Driver {
             line.time = line.time.max(earliest);
             earliest = line.time;
         }
-        self.records.append(&lines)?;
+        // Records are for people; a disk that is full must not end the job.
+        if let Err(error) = self.records.append(&lines) {
+            tracing::error!("{error}; training goes on");
+        }
         self.progress.send_modify(|progress| {
             progress.newest = Some(*newest);
             for line in &lines {
                 progress.count(line.images_per_s);
             }
         });
-        Ok(())
     }
 
     /// Sets the metrics that follow from the machine's state.

@@ -9,7 +9,7 @@ mod tests;
 use crate::config::StateKeys;
 use crate::data::Manifest;
 use crate::ids::{Epoch, Generation, Step, WorkerId};
-use crate::membership::{Cause, CheckpointRecord, EventKind, Seat};
+use crate::membership::{Cause, CheckpointRecord, DeviceKind, EventKind, Seat};
 use crate::plan::{EpochPlan, Span};
 use rusqlite::{Connection, OptionalExtension, params};
 use std::fs::File;
@@ -26,7 +26,8 @@ const TABLES: &str = "
         unix_seconds REAL NOT NULL,
         cause TEXT NOT NULL,
         members TEXT NOT NULL);
-    -- A run of samples within a shard, that one replica reads in one epoch.
+    -- A run of samples within a shard, that one replica reads in one epoch; its generation and
+    -- worker are those that finish it.
     CREATE TABLE spans (
         epoch INTEGER NOT NULL,
         replica INTEGER NOT NULL,
@@ -249,22 +250,25 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`]
     pub fn job(&self) -> Result<Option<JobRecord>, LedgerError> {
-        let get = |key: &str| {
-            self.connection
-                .query_row("SELECT value FROM meta WHERE key = ?", [key], |row| {
-                    row.get::<_, String>(0)
-                })
-                .optional()
-                .map_err(|source| self.fault(source))
-        };
-        let Some(text) = get("job")? else {
-            return Ok(None);
-        };
-        let damaged = |error: serde_json::Error| LedgerError::Damaged {
+        self.meta("job")
+    }
+
+    fn meta<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, LedgerError> {
+        let query = "SELECT value FROM meta WHERE key = ?";
+        let text = self
+            .connection
+            .query_row(query, [key], |row| row.get::<_, String>(0))
+            .optional()
+            .map_err(|source| self.fault(source))?;
+        text.map(|text| serde_json::from_str(&text).map_err(|error| self.damaged(&error)))
+            .transpose()
+    }
+
+    fn damaged(&self, error: &serde_json::Error) -> LedgerError {
+        LedgerError::Damaged {
             path: self.path.clone(),
-            what: format!("its job record can't be read: {error}"),
-        };
-        serde_json::from_str(&text).map(Some).map_err(damaged)
+            what: error.to_string(),
+        }
     }
 
     /// Records the job of a new run directory.
@@ -272,16 +276,32 @@ impl Ledger {
     /// # Errors
     /// [`LedgerError`]
     pub fn begin(&mut self, job: &JobRecord, data: &Manifest) -> Result<(), LedgerError> {
-        let damaged = |error: serde_json::Error| LedgerError::Damaged {
-            path: self.path.clone(),
-            what: error.to_string(),
-        };
-        let job = serde_json::to_string(job).map_err(damaged)?;
-        let data = serde_json::to_string(data).map_err(damaged)?;
+        let job = serde_json::to_string(job).map_err(|error| self.damaged(&error))?;
+        let data = serde_json::to_string(data).map_err(|error| self.damaged(&error))?;
         self.with(|t| {
             t.execute("INSERT INTO meta VALUES ('job', ?)", [job])?;
             t.execute("INSERT INTO meta VALUES ('data', ?)", [data])?;
             Ok(())
+        })
+    }
+
+    /// What the job has been computed on, if it has begun.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn device(&self) -> Result<Option<DeviceKind>, LedgerError> {
+        self.meta("device")
+    }
+
+    /// Records what the job is computed on, for good.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn set_device(&mut self, device: &DeviceKind) -> Result<(), LedgerError> {
+        let device = serde_json::to_string(device).map_err(|error| self.damaged(&error))?;
+        self.with(|t| {
+            t.execute("INSERT INTO meta VALUES ('device', ?)", [device])
+                .map(drop)
         })
     }
 
@@ -407,13 +427,16 @@ impl Ledger {
         counts.map_err(|source| self.fault(source))
     }
 
-    /// Takes back what lies after `State(step)`: the job goes on from there.
+    /// Makes the ledger say what `State(step)`, from which the job goes on, has used: no less, and
+    /// no more.
     ///
     /// # Errors
     /// [`LedgerError`]
     pub fn rewind(&mut self, step: Step) -> Result<(), LedgerError> {
         self.with(|t| {
             t.execute("DELETE FROM spans WHERE end_step > ?", [step.0])?;
+            // The last steps before a crash may not be marked; the state has used them.
+            t.execute("UPDATE spans SET done = 1 WHERE done = 0", [])?;
             t.execute("DELETE FROM checkpoints WHERE step > ?", [step.0])?;
             Ok(())
         })

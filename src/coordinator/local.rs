@@ -15,10 +15,14 @@ use tokio::net::TcpListener;
 use tokio::process::{Child, Command};
 use tokio::sync::{Mutex, watch};
 
+/// The port that the commands look for.
+const DEFAULT_ADDRESS: &str = "127.0.0.1:50051";
 /// For the coordinator to notice by itself that a worker ended, before the job is given up.
 const NOTICE: Duration = Duration::from_secs(5);
 /// For workers to end once the job is over.
 const FAREWELL: Duration = Duration::from_secs(15);
+/// A worker's exit code when it was told to go.
+const LEFT: i32 = 75;
 /// What is waited for is told after this time.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// How often the terminal is refreshed.
@@ -116,7 +120,16 @@ impl Coordinator {
         if self.start().0 >= self.total_steps() {
             return Ok(Outcome::Complete(self.start()));
         }
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.map_err(io)?;
+        // Where `status` and `stop` look, unless another job is there already.
+        let listener = match TcpListener::bind(DEFAULT_ADDRESS).await {
+            Ok(listener) => listener,
+            Err(_) => {
+                let listener = TcpListener::bind("127.0.0.1:0").await.map_err(io)?;
+                let address = listener.local_addr().map_err(io)?;
+                eprintln!("status and stop need --coordinator http://{address}");
+                listener
+            }
+        };
         let url = format!("http://{}", listener.local_addr().map_err(io)?);
         let workers = local.spawn(&url, &self.options.run_dir)?;
         let workers = Arc::new(Mutex::new(workers));
@@ -143,6 +156,8 @@ async fn first_failure(workers: &Mutex<Vec<Worker>>) -> String {
         for worker in workers.lock().await.iter_mut() {
             if let Ok(Some(status)) = worker.child.try_wait()
                 && !status.success()
+                // It was told to go, and the coordinator knows.
+                && status.code() != Some(LEFT)
             {
                 tokio::time::sleep(NOTICE).await;
                 return format!(

@@ -149,6 +149,8 @@ impl CoordinatorError {
 pub enum Ending {
     /// Finish the step, checkpoint, end.
     Stop(String),
+    /// The same, but the job is to go on later.
+    Drain(String),
     /// It can't go on.
     Fail(String),
 }
@@ -243,6 +245,10 @@ impl Coordinator {
             });
         }
         ledger.rewind(step)?;
+        if let Source::Checkpoint(checkpoint) = &source {
+            // A crash may have come between the checkpoint and its record.
+            ledger.checkpoint(checkpoint, driver::unix_seconds())?;
+        }
         let records = RecordLog::open(&run_dir.join("metrics.jsonl"), step)?;
         Ok(Self {
             plan,
@@ -277,7 +283,7 @@ impl Coordinator {
     /// [`CoordinatorError`]
     ///
     /// # Cancel safety
-    /// Dropping the future ends the server; the driver's thread then stops the job and ends.
+    /// None: once begun, it is to be driven to its end.
     pub async fn serve(
         self,
         listener: TcpListener,
@@ -319,6 +325,7 @@ impl Coordinator {
         let stop = tokio::spawn(async move {
             let event = match stop.await {
                 Ending::Stop(reason) => Event::Stop(reason),
+                Ending::Drain(reason) => Event::Drain(reason),
                 Ending::Fail(reason) => Event::Fail(reason),
             };
             let _ = stopper.send(Input::Said(event, Vec::new()));
@@ -368,10 +375,12 @@ impl Coordinator {
             total_steps: self.total_steps,
             steps_per_epoch: self.plan.steps_per_epoch(),
             data_digest: self.data_digest.clone(),
+            device: self.ledger.device()?,
             join: deadlines.join,
             heartbeat: deadlines.heartbeat,
             form: deadlines.form,
-            finish: deadlines.collective + deadlines.checkpoint,
+            // The step in flight, the checkpoint before and the last one.
+            finish: deadlines.collective + 2 * deadlines.checkpoint,
         };
         let generation = self.ledger.newest_generation()?;
         let run_dir = std::path::absolute(&self.options.run_dir)

@@ -133,7 +133,10 @@ pub(super) fn plan(job: &Job, epoch: Epoch, json: bool) -> Result<String, Coordi
         });
         each.collect::<Vec<_>>().join(", ")
     };
-    let mut out = format!("epoch {epoch}: steps {first} to {}\n", first + a_pass);
+    let mut out = format!(
+        "epoch {epoch}: steps {first} to {}\n",
+        first.saturating_add(a_pass)
+    );
     for (replica, list) in planned.replicas.iter().enumerate() {
         let _ = writeln!(out, "replica {replica}: {}", spans(list));
     }

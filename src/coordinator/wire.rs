@@ -1,7 +1,9 @@
 //! Between the protocol's messages and the machine's events and orders.
 
 use crate::ids::{Generation, Step, WorkerId};
-use crate::membership::{CheckpointRecord, DeviceKind, Event, Facts, Finish, Order, Seat, Source};
+use crate::membership::{
+    CheckpointRecord, DeviceKind, Event, Facts, Finish, Order, Outcome, Seat, Source,
+};
 use crate::plan::{EpochPlan, Span};
 use crate::proto;
 use proto::coordinator_message::Kind as ToWorker;
@@ -146,8 +148,12 @@ pub(super) fn tell(
             generation,
             epochs: _,
         } => ToWorker::Work(work(generation, context.plans, context.hosted)),
-        Order::Stop(reason) => ToWorker::Stop(proto::Stop { reason }),
+        Order::Stop { reason, drain } => ToWorker::Stop(proto::Stop { reason, drain }),
         Order::Acknowledged => ToWorker::Acknowledged(proto::Acknowledged {}),
+        Order::Ended(outcome) => ToWorker::Ended(proto::Ended {
+            good: matches!(outcome, Outcome::Complete(_) | Outcome::Stopped(_)),
+            outcome: outcome.to_string(),
+        }),
     };
     proto::CoordinatorMessage { kind: Some(kind) }
 }

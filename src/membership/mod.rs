@@ -51,6 +51,8 @@ pub struct Rules {
     pub steps_per_epoch: u64,
     /// What every worker's data must be.
     pub data_digest: String,
+    /// What the job has been computed on, if it has begun.
+    pub device: Option<DeviceKind>,
     /// For the expected workers to be ready.
     pub join: Duration,
     /// For a sign of life.
@@ -121,6 +123,7 @@ pub struct Membership {
     /// How members finished.
     finished_step: Step,
     stopped: bool,
+    drained: bool,
 }
 
 impl Membership {
@@ -138,6 +141,7 @@ impl Membership {
             unexplained: None,
             finished_step: reached,
             stopped: false,
+            drained: false,
         }
     }
 
@@ -174,22 +178,22 @@ impl Membership {
             ),
             Phase::Forming => format!(
                 "waiting for {} to connect",
-                self.names(MemberState::Forming)
+                self.names(&[MemberState::Forming])
             ),
             Phase::Running => String::new(),
             Phase::Stopping => format!(
                 "waiting for {} to finish",
-                self.names(MemberState::Training)
+                self.names(&[MemberState::Forming, MemberState::Training])
             ),
             Phase::Ended(outcome) => outcome.to_string(),
         }
     }
 
-    fn names(&self, state: MemberState) -> String {
+    fn names(&self, states: &[MemberState]) -> String {
         let names: Vec<String> = self
             .members
             .iter()
-            .filter(|(_, member)| member.state == state)
+            .filter(|(_, member)| states.contains(&member.state))
             .map(|(id, member)| format!("worker {id} ({})", member.facts))
             .collect();
         if names.is_empty() {
@@ -240,7 +244,7 @@ impl Membership {
                 "no sign of life for {}",
                 humantime::format_duration(heartbeat)
             );
-            actions.extend(self.lost(worker, &why, now));
+            actions.extend(self.lost(worker, &why));
         }
         if let Some((at, reason)) = self.unexplained.clone()
             && now >= at + EXPLANATION
@@ -260,13 +264,17 @@ impl Membership {
         if let Event::Hello(worker, facts) = event {
             return self.hello(worker, facts, now);
         }
-        if let Event::Stop(reason) = event {
-            return self.stop(&reason, now);
-        }
-        if let Event::Fail(reason) = event {
-            let mut actions = Vec::new();
-            self.fail(reason, &mut actions);
-            return actions;
+        match event {
+            Event::Stop(reason) => return self.stop(&reason, false, now),
+            Event::Drain(reason) => return self.stop(&reason, true, now),
+            // A stop that is under way has a deadline of its own.
+            Event::Fail(_) if self.phase == Phase::Stopping => return Vec::new(),
+            Event::Fail(reason) => {
+                let mut actions = Vec::new();
+                self.fail(reason, &mut actions);
+                return actions;
+            }
+            _ => {}
         }
         let worker = event.worker();
         let Some(member) = worker.and_then(|worker| self.members.get_mut(&worker)) else {
@@ -274,13 +282,13 @@ impl Membership {
         };
         member.seen_at = now;
         // Invariant 3: what an older generation says has no effect.
-        let seated = member.seat.is_some();
-        if seated
-            && event
-                .generation()
-                .is_some_and(|spoken| spoken != self.generation)
-        {
-            return Vec::new();
+        if let Some(spoken) = event.generation() {
+            let present = member.seat.is_some() && spoken == self.generation;
+            // Who never had a seat may still say that it goes.
+            let goes = matches!(event, Event::Finished(..) | Event::Leaving(..));
+            if !present && !(goes && member.seat.is_none()) {
+                return Vec::new();
+            }
         }
         match event {
             Event::Ready(worker, digest) => self.ready(worker, &digest, now),
@@ -299,8 +307,12 @@ impl Membership {
             }
             Event::Leaving(worker, _) => self.leaving(worker, now),
             Event::Finished(worker, _, step, finish) => self.finished(worker, step, finish, now),
-            Event::Lost(worker, why) => self.lost(worker, &why, now),
-            Event::Heartbeat(_) | Event::Hello(..) | Event::Stop(_) | Event::Fail(_) => Vec::new(),
+            Event::Lost(worker, why) => self.lost(worker, &why),
+            Event::Heartbeat(_)
+            | Event::Hello(..)
+            | Event::Stop(_)
+            | Event::Drain(_)
+            | Event::Fail(_) => Vec::new(),
         }
     }
 
@@ -317,7 +329,10 @@ impl Membership {
         };
         match &self.phase {
             Phase::Gathering => {}
-            Phase::Ended(outcome) => return refuse(format!("the job is over: {outcome}"), false),
+            Phase::Ended(outcome) => {
+                let ended = Order::Ended(outcome.clone());
+                return vec![Action::Send(worker, ended), Action::Close(worker)];
+            }
             _ => {
                 return refuse(
                     "the job is running; a running job takes no further workers in this version"
@@ -332,13 +347,19 @@ impl Membership {
                 true,
             );
         }
-        if let Some(first) = self.members.values().next()
-            && first.facts.device != facts.device
+        let first = self
+            .members
+            .values()
+            .next()
+            .map(|first| &first.facts.device);
+        if let Some(device) = self.rules.device.as_ref().or(first)
+            && *device != facts.device
         {
             return refuse(
                 format!(
-                    "this job runs on {}, and {} would give other bits; use devices of one kind",
-                    first.facts.device, facts.device
+                    "this job runs on {device}, and {} would give other bits; \
+                     use devices of one kind, and one version of libtorch",
+                    facts.device
                 ),
                 true,
             );
@@ -428,7 +449,18 @@ impl Membership {
         let first = self.source.step().0 / self.rules.steps_per_epoch;
         self.assigned = first..self.horizon(self.source.step());
         self.enter(Phase::Forming, now);
-        let mut actions = vec![
+        let mut actions = Vec::new();
+        if self.rules.device.is_none() {
+            let first = self.members.values().next();
+            self.rules.device = first.map(|first| first.facts.device.clone());
+            actions.extend(
+                self.rules
+                    .device
+                    .clone()
+                    .map(|d| Action::Persist(Record::Device(d))),
+            );
+        }
+        actions.extend([
             Action::Persist(Record::Generation {
                 generation: self.generation,
                 cause,
@@ -438,7 +470,7 @@ impl Membership {
                 generation: self.generation,
                 epochs: self.assigned.clone(),
             }),
-        ];
+        ]);
         for seat in &seats {
             actions.push(Action::Send(
                 seat.worker,
@@ -519,6 +551,8 @@ impl Membership {
             self.source = Source::Checkpoint(checkpoint.clone());
         }
         vec![
+            // It may come before the progress that led to it.
+            Action::Persist(Record::Reached(checkpoint.step)),
             Action::Persist(Record::Checkpoint(checkpoint)),
             Action::Persist(Record::Event(EventKind::Checkpoint, told)),
         ]
@@ -549,7 +583,7 @@ impl Membership {
         ))];
         if seated {
             // This version can't go on without it.
-            actions.extend(self.stop(&reason, now));
+            actions.extend(self.stop(&reason, true, now));
         }
         actions
     }
@@ -577,7 +611,8 @@ impl Membership {
                 self.fail(format!("{who}: {reason}"), &mut actions);
                 return actions;
             }
-            Finish::Stopped | Finish::Left => self.stopped = true,
+            Finish::Stopped => self.stopped = true,
+            Finish::Left => self.drained = true,
             Finish::Complete => {}
         }
         let all = self
@@ -587,10 +622,12 @@ impl Membership {
             .all(|member| member.state == MemberState::Finished);
         if all {
             actions.push(Action::Persist(Record::Reached(self.finished_step)));
-            let outcome = if self.stopped && self.finished_step.0 < self.rules.total_steps {
-                Outcome::Stopped(self.finished_step)
-            } else {
-                Outcome::Complete(self.finished_step)
+            let step = self.finished_step;
+            let outcome = match (self.stopped, self.drained) {
+                _ if step.0 >= self.rules.total_steps => Outcome::Complete(step),
+                (true, _) => Outcome::Stopped(step),
+                (false, true) => Outcome::Drained(step),
+                (false, false) => Outcome::Complete(step),
             };
             self.end(outcome, &mut actions);
         } else if self.phase != Phase::Stopping && !matches!(self.phase, Phase::Ended(_)) {
@@ -599,7 +636,7 @@ impl Membership {
         actions
     }
 
-    fn lost(&mut self, worker: WorkerId, why: &str, now: Now) -> Vec<Action> {
+    fn lost(&mut self, worker: WorkerId, why: &str) -> Vec<Action> {
         let Some(member) = self.members.get(&worker) else {
             return Vec::new();
         };
@@ -619,23 +656,30 @@ impl Membership {
                 format!("lost {told}; its last reported step was {step}"),
                 &mut actions,
             );
-        } else if self.members.is_empty() {
-            self.since = now; // Nobody is kept waiting: the deadline starts anew.
         }
         actions
     }
 
-    fn stop(&mut self, reason: &str, now: Now) -> Vec<Action> {
+    fn stop(&mut self, reason: &str, drain: bool, now: Now) -> Vec<Action> {
         let mut actions = vec![Action::Persist(Record::Event(
             EventKind::Stop,
             reason.to_owned(),
         ))];
         match self.phase {
-            Phase::Gathering => self.end(Outcome::Stopped(self.source.step()), &mut actions),
+            Phase::Gathering => {
+                let step = self.source.step();
+                let outcome = if drain {
+                    Outcome::Drained
+                } else {
+                    Outcome::Stopped
+                };
+                self.end(outcome(step), &mut actions);
+            }
             Phase::Forming | Phase::Running => {
                 for (worker, member) in &self.members {
                     if member.seat.is_some() {
-                        actions.push(Action::Send(*worker, Order::Stop(reason.to_owned())));
+                        let reason = reason.to_owned();
+                        actions.push(Action::Send(*worker, Order::Stop { reason, drain }));
                     }
                 }
                 self.enter(Phase::Stopping, now);
@@ -665,14 +709,7 @@ impl Membership {
         )));
         for (worker, member) in &self.members {
             if member.state != MemberState::Finished {
-                let reason = format!("the job is over: {outcome}");
-                actions.push(Action::Send(
-                    *worker,
-                    Order::Refused {
-                        reason,
-                        permanent: false,
-                    },
-                ));
+                actions.push(Action::Send(*worker, Order::Ended(outcome.clone())));
                 actions.push(Action::Close(*worker));
             }
         }

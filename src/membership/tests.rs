@@ -12,6 +12,7 @@ fn rules(expected: u32) -> Rules {
         total_steps: 5000,
         steps_per_epoch: 100,
         data_digest: "data".to_owned(),
+        device: None,
         join: at(60),
         heartbeat: at(10),
         form: at(20),
@@ -240,23 +241,11 @@ fn a_lost_worker_ends_the_job_and_is_named() {
     let Some(Outcome::Failed(reason)) = outcome(&actions) else {
         panic!("{actions:?}");
     };
+    let ended = Order::Ended(Outcome::Failed(reason.clone()));
+    assert_eq!(orders(&actions), [(1, &ended)]);
     for part in ["worker 2", "host, pid 7", "its stream broke", "41"] {
         assert!(reason.contains(part), "{reason}");
     }
-    let told = orders(&actions);
-    assert!(
-        matches!(
-            told[..],
-            [(
-                1,
-                Order::Refused {
-                    permanent: false,
-                    ..
-                }
-            )]
-        ),
-        "{told:?}"
-    );
 }
 
 #[test]
@@ -359,7 +348,10 @@ fn every_wait_ends_and_says_who_was_waited_for() {
 fn a_stop_is_told_to_all_and_ends_when_all_have_finished() {
     let mut machine = running(2);
     let actions = machine.handle(Event::Stop("enough".to_owned()), at(4));
-    let stop = Order::Stop("enough".to_owned());
+    let stop = Order::Stop {
+        reason: "enough".to_owned(),
+        drain: false,
+    };
     assert_eq!(orders(&actions), [(1, &stop), (2, &stop)]);
     assert!(
         machine
@@ -428,4 +420,110 @@ fn replicas_are_dealt_evenly_and_all() {
             assert!(least >= 1 && most - least <= 1, "{shares:?}");
         }
     }
+}
+
+/// Invariant 3: a worker without a seat has no part in the generation that it names.
+#[test]
+fn a_spare_worker_cannot_speak_for_a_generation() {
+    let mut machine = Membership::new(
+        Rules { max: 3, ..rules(2) },
+        Generation(0),
+        Source::Fresh,
+        at(0),
+    );
+    for id in [1, 2, 3] {
+        hello(&mut machine, id, 1);
+    }
+    for id in [1, 2] {
+        ready(&mut machine, id, 2);
+    }
+    ready(&mut machine, 3, 3);
+    let checkpoint = CheckpointRecord {
+        step: Step(900),
+        path: "p".to_owned(),
+        digest: "d".to_owned(),
+    };
+    for event in [
+        Event::Progress(WorkerId(3), GEN, Step(900)),
+        Event::CheckpointWritten(WorkerId(3), GEN, checkpoint),
+        Event::CollectiveFailed(WorkerId(3), GEN, Step(9), "x".to_owned()),
+    ] {
+        assert!(machine.handle(event, at(4)).is_empty());
+    }
+    assert_eq!(machine.reached(), Step(0));
+}
+
+/// Invariant 1: also over a resume.
+#[test]
+fn a_job_that_has_begun_is_not_continued_on_another_kind_of_device() {
+    let mut first = machine(1);
+    hello(&mut first, 1, 1);
+    let cpu = facts("cpu").device;
+    let actions = ready(&mut first, 1, 2);
+    assert!(
+        actions.contains(&Action::Persist(Record::Device(cpu.clone()))),
+        "{actions:?}"
+    );
+    let rules = Rules {
+        device: Some(cpu),
+        ..rules(1)
+    };
+    let mut resumed = Membership::new(rules, GEN, Source::Fresh, at(0));
+    let actions = resumed.handle(Event::Hello(WorkerId(1), facts("cuda")), at(1));
+    assert!(refusal(&actions).contains("other bits"), "{actions:?}");
+    hello(&mut resumed, 2, 1);
+    let actions = ready(&mut resumed, 2, 2);
+    assert!(
+        !actions
+            .iter()
+            .any(|a| matches!(a, Action::Persist(Record::Device(_))))
+    );
+}
+
+#[test]
+fn a_job_that_is_drained_says_that_it_is_not_done() {
+    let mut machine = running(2);
+    let actions = machine.handle(Event::Leaving(WorkerId(2), GEN), at(4));
+    let told = orders(&actions);
+    assert!(
+        matches!(told[..], [(1, Order::Stop { drain: true, .. }), (2, _)]),
+        "{told:?}"
+    );
+    let finished = |id| Event::Finished(WorkerId(id), GEN, Step(33), Finish::Left);
+    machine.handle(finished(1), at(5));
+    let actions = machine.handle(finished(2), at(5));
+    assert_eq!(outcome(&actions), Some(&Outcome::Drained(Step(33))));
+    let mut idle = self::machine(2);
+    let actions = idle.handle(Event::Drain("SIGTERM".to_owned()), at(1));
+    assert_eq!(outcome(&actions), Some(&Outcome::Drained(Step(0))));
+}
+
+#[test]
+fn a_stop_that_is_under_way_is_not_made_a_failure_from_outside() {
+    let mut machine = running(1);
+    machine.handle(Event::Stop("enough".to_owned()), at(4));
+    assert!(
+        machine
+            .handle(Event::Fail("a worker ended".to_owned()), at(5))
+            .is_empty()
+    );
+    let mut other = running(1);
+    let actions = other.handle(Event::Fail("a worker ended".to_owned()), at(5));
+    assert!(matches!(outcome(&actions), Some(Outcome::Failed(_))));
+}
+
+/// Invariant 2: what a checkpoint holds is done, even if its progress report comes later.
+#[test]
+fn a_checkpoint_marks_its_step_as_reached_first() {
+    let mut machine = running(1);
+    let checkpoint = CheckpointRecord {
+        step: Step(50),
+        path: "p".to_owned(),
+        digest: "d".to_owned(),
+    };
+    let actions = machine.handle(
+        Event::CheckpointWritten(WorkerId(1), GEN, checkpoint),
+        at(4),
+    );
+    assert_eq!(actions[0], Action::Persist(Record::Reached(Step(50))));
 }

@@ -28,7 +28,7 @@ impl fmt::Display for Facts {
 }
 
 /// Devices of one kind give the same bits.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceKind {
     /// `cpu` or `cuda`.
     pub kind: String,
@@ -118,6 +118,8 @@ pub enum Event {
     Lost(WorkerId, String),
     /// A person wants the job to end.
     Stop(String),
+    /// The coordinator was told to go; the job is to go on later.
+    Drain(String),
     /// Whoever launched the workers sees that the job can't go on.
     Fail(String),
 }
@@ -129,7 +131,7 @@ pub enum Finish {
     Complete,
     /// A stop flag was seen.
     Stopped,
-    /// It was told to go (SIGTERM).
+    /// A leaving flag was seen: some worker, or the coordinator, was told to go (SIGTERM).
     Left,
     /// It can't go on.
     Failed(String),
@@ -178,6 +180,8 @@ pub enum Record {
         /// The epochs.
         epochs: Range<u64>,
     },
+    /// The job's first generation computes on devices of this kind, and so must all others.
+    Device(DeviceKind),
     /// Some worker has reached this state.
     Reached(Step),
     /// A checkpoint is whole.
@@ -272,10 +276,17 @@ pub enum Order {
         /// The epochs.
         epochs: Range<u64>,
     },
-    /// Raise the stop flag.
-    Stop(String),
+    /// Raise the stop flag, or to drain the leaving flag.
+    Stop {
+        /// Why.
+        reason: String,
+        /// The job is to go on later.
+        drain: bool,
+    },
     /// `Finished` has arrived.
     Acknowledged,
+    /// The job is over without you.
+    Ended(Outcome),
 }
 
 /// How a job ended.
@@ -283,8 +294,10 @@ pub enum Order {
 pub enum Outcome {
     /// All its steps are done.
     Complete(Step),
-    /// It was stopped, and can be resumed.
+    /// A person stopped it; it can be resumed.
     Stopped(Step),
+    /// A worker or the coordinator was told to go; it is to be resumed.
+    Drained(Step),
     /// It could not go on.
     Failed(String),
 }
@@ -294,6 +307,7 @@ impl fmt::Display for Outcome {
         match self {
             Outcome::Complete(step) => write!(f, "complete at step {step}"),
             Outcome::Stopped(step) => write!(f, "stopped at step {step}"),
+            Outcome::Drained(step) => write!(f, "drained at step {step}"),
             Outcome::Failed(reason) => write!(f, "failed: {reason}"),
         }
     }
@@ -340,7 +354,7 @@ impl Event {
             | Event::Finished(worker, ..)
             | Event::Heartbeat(worker)
             | Event::Lost(worker, _) => Some(*worker),
-            Event::Stop(_) | Event::Fail(_) => None,
+            Event::Stop(_) | Event::Drain(_) | Event::Fail(_) => None,
         }
     }
 
@@ -352,6 +366,7 @@ impl Event {
             | Event::CheckpointWritten(_, generation, _)
             | Event::CheckpointFailed(_, generation, ..)
             | Event::CollectiveFailed(_, generation, ..)
+            | Event::Leaving(_, generation)
             | Event::Finished(_, generation, ..) => Some(*generation),
             _ => None,
         }

@@ -117,7 +117,11 @@ fn a_complete_job_is_reported_and_left_when_the_coordinator_knows() {
         session.handle(Event::Acknowledged, at(6)),
         [Action::Exit(Exit::Done)]
     );
-    assert!(session.handle(Event::Stop, at(7)).is_empty());
+    assert!(
+        session
+            .handle(Event::Stop { drain: false }, at(7))
+            .is_empty()
+    );
 }
 
 /// Invariant 5.
@@ -168,8 +172,8 @@ fn another_generations_messages_have_no_effect() {
 fn a_signal_is_told_to_everybody_and_leads_to_exit_code_75() {
     let mut session = training();
     let actions = session.handle(Event::Terminate, at(5));
-    assert_eq!(actions, [Action::RaiseLeaving(GEN)]);
-    session.handle(ended(Finish::Stopped), at(6));
+    assert_eq!(actions, [Action::RaiseLeaving, Action::SayLeaving(GEN)]);
+    session.handle(ended(Finish::Left), at(6));
     let actions = session.handle(Event::Acknowledged, at(6));
     assert_eq!(actions, [Action::Exit(Exit::Left)]);
     assert_eq!(Exit::Left.code(), 75);
@@ -196,7 +200,9 @@ fn a_refusal_ends_the_worker_and_says_whether_to_come_back() {
 
 #[test]
 fn a_stop_is_raised_in_band() {
-    assert_eq!(training().handle(Event::Stop, at(5)), [Action::RaiseStop]);
+    let told = |drain| training().handle(Event::Stop { drain }, at(5));
+    assert_eq!(told(false), [Action::RaiseStop]);
+    assert_eq!(told(true), [Action::RaiseLeaving]);
 }
 
 #[test]
@@ -212,4 +218,23 @@ fn a_worker_that_cant_go_on_says_so_before_it_goes() {
         actions.contains(&Action::Exit(Exit::Failed("no data".to_owned()))),
         "the farewell has a deadline: {actions:?}"
     );
+}
+
+#[test]
+fn a_job_that_ends_well_without_a_worker_ends_it_well() {
+    let exit = |mut session: Session, good| {
+        let outcome = "o".to_owned();
+        match session
+            .handle(Event::Ended { outcome, good }, at(5))
+            .remove(0)
+        {
+            Action::Exit(exit) => exit.code(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!((exit(waiting(), true), exit(waiting(), false)), (0, 1));
+    // What it did itself counts more than how the others fared.
+    let mut left = training();
+    left.handle(ended(Finish::Left), at(6));
+    assert_eq!(exit(left, false), 75);
 }

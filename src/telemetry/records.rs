@@ -16,7 +16,7 @@ pub struct Record {
     pub epoch: Epoch,
     /// The generation that computed it.
     pub generation: Generation,
-    /// Seconds that the job had been training for, over all its runs.
+    /// Seconds since the job began, over all its runs.
     pub time: f64,
     /// Images a second, over all workers.
     pub images_per_s: f64,

@@ -126,11 +126,16 @@ fn wrong(message: impl ToString) -> Failure {
     }
 }
 
+fn print(text: &str) -> Result<ExitCode, Failure> {
+    crate::stdout::print(text).map_err(failed)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 impl From<WorkerError> for Failure {
     fn from(error: WorkerError) -> Self {
         match error {
             WorkerError::Listen(_) => failed(error),
-            WorkerError::Url { .. } | WorkerError::Device { .. } => wrong(error),
+            WorkerError::Url(_) | WorkerError::Device { .. } => wrong(error),
         }
     }
 }
@@ -147,9 +152,9 @@ impl Cli {
             Command::Sample(sample) => sample.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Completions { shell } => {
-                let mut out = std::io::stdout();
-                clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut out);
-                Ok(ExitCode::SUCCESS)
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut script);
+                print(&String::from_utf8_lossy(&script))
             }
         };
         result.unwrap_or_else(|failure| {
@@ -265,14 +270,13 @@ impl Sample {
         } else {
             "newest weights"
         };
-        println!(
-            "{}: {} images of step {}, {weights}, seed {}",
+        print(&format!(
+            "{}: {} images of step {}, {weights}, seed {}\n",
             self.out.display(),
             self.count,
             manifest.step,
             self.seed
-        );
-        Ok(ExitCode::SUCCESS)
+        ))
     }
 }
 
@@ -280,13 +284,9 @@ impl Inspect {
     fn run(self) -> Result<ExitCode, Failure> {
         let (manifest, snapshot) = checkpoint::read(&self.checkpoint).map_err(failed)?;
         if self.digest {
-            println!("{}", checkpoint::digest(&snapshot));
-        } else {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&manifest).map_err(failed)?
-            );
+            return print(&format!("{}\n", checkpoint::digest(&snapshot)));
         }
-        Ok(ExitCode::SUCCESS)
+        let manifest = serde_json::to_string_pretty(&manifest).map_err(failed)?;
+        print(&format!("{manifest}\n"))
     }
 }

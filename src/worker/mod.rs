@@ -34,13 +34,8 @@ const FAREWELL: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The coordinator's address can't be used.
-    #[error("--coordinator {url}: {what}; expected a URL like http://coordinator:50051")]
-    Url {
-        /// As typed.
-        url: String,
-        /// What is wrong.
-        what: String,
-    },
+    #[error(transparent)]
+    Url(#[from] proto::UrlError),
     /// Peers couldn't connect.
     #[error("can't listen for peers: {0}")]
     Listen(#[from] CollectiveError),
@@ -76,13 +71,10 @@ pub struct Options {
 /// [`WorkerError`], before anything has begun; all that happens later is an [`Exit`].
 pub async fn run(options: Options) -> Result<Exit, WorkerError> {
     let url = &options.coordinator;
-    let endpoint = Endpoint::from_shared(url.clone()).map_err(|error| WorkerError::Url {
-        url: url.clone(),
-        what: error.to_string(),
-    })?;
+    let endpoint = proto::endpoint(url)?;
     let host = match &options.advertise {
         Some(host) => host.clone(),
-        None => facing(&endpoint, url)?,
+        None => facing(&endpoint),
     };
     let listener = Listener::bind(&join_host_port(&bind_address(&host).to_string(), 0))?;
     let port = listener.local_addr().port();
@@ -184,7 +176,7 @@ impl Worker {
         if let Some(exit) = self.carry_out(actions, Carried::default(), &channels) {
             return exit;
         }
-        let mut terminated = Box::pin(crate::signals::termination());
+        let mut terminated = Box::pin(crate::signals::termination(1));
         loop {
             let wait = session
                 .next_deadline()
@@ -197,7 +189,7 @@ impl Worker {
                 Some(report) = from_training.recv() => Input::Training(report),
                 signal = &mut terminated => {
                     tracing::info!("{signal}");
-                    terminated = Box::pin(crate::signals::termination());
+                    terminated = Box::pin(crate::signals::termination(1));
                     Input::Terminate
                 }
                 () = tokio::time::sleep(wait) => Input::Timeout,
@@ -275,11 +267,13 @@ impl Worker {
         let event = match message.kind.ok_or(wire::Malformed::Empty)? {
             FromCoordinator::Welcome(welcome) => match enrolment(&welcome) {
                 Ok(job) => {
-                    let heartbeat = welcome.heartbeat_seconds.clamp(0.01, 60.0);
+                    let heartbeat = Duration::try_from_secs_f64(welcome.heartbeat_seconds)
+                        .unwrap_or_default()
+                        .clamp(Duration::from_millis(10), Duration::from_secs(60));
                     let patience = job.job.deadlines.coordinator;
                     self.job = Some(job);
                     Event::Welcome {
-                        heartbeat: Duration::from_secs_f64(heartbeat),
+                        heartbeat,
                         patience,
                     }
                 }
@@ -302,8 +296,12 @@ impl Worker {
             }
             FromCoordinator::Stop(stop) => {
                 tracing::info!("told to stop: {}", stop.reason);
-                Event::Stop
+                Event::Stop { drain: stop.drain }
             }
+            FromCoordinator::Ended(ended) => Event::Ended {
+                outcome: ended.outcome,
+                good: ended.good,
+            },
             FromCoordinator::Acknowledged(_) => Event::Acknowledged,
         };
         Ok(event)
@@ -340,8 +338,8 @@ impl Worker {
                     }));
                 }
                 Action::RaiseStop => self.orders.raise_stop(),
-                Action::RaiseLeaving(generation) => {
-                    self.orders.raise_leaving();
+                Action::RaiseLeaving => self.orders.raise_leaving(),
+                Action::SayLeaving(generation) => {
                     self.say(ToCoordinator::Leaving(proto::Leaving {
                         generation: generation.0,
                     }));
@@ -453,23 +451,13 @@ fn enrolment(welcome: &proto::Welcome) -> Result<Enrolment, String> {
 }
 
 /// The address of this machine that faces the coordinator.
-fn facing(endpoint: &Endpoint, url: &str) -> Result<String, WorkerError> {
-    let wrong = |what: String| WorkerError::Url {
-        url: url.to_owned(),
-        what,
-    };
+fn facing(endpoint: &Endpoint) -> String {
     let uri = endpoint.uri();
-    let host = uri
-        .host()
-        .ok_or_else(|| wrong("it names no host".to_owned()))?;
-    let port = uri.port_u16().unwrap_or(80);
-    let Some(target) = (host.trim_matches(['[', ']']), port)
-        .to_socket_addrs()
-        .ok()
-        .and_then(|mut found| found.next())
-    else {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    let target = (host, uri.port_u16().unwrap_or(80)).to_socket_addrs();
+    let Some(target) = target.ok().and_then(|mut found| found.next()) else {
         // The name may not exist yet; the host's own name is the best guess.
-        return Ok(host_name());
+        return host_name();
     };
     // No packet is sent: connecting a datagram socket only chooses the route.
     let any: SocketAddr = if target.is_ipv4() {
@@ -482,8 +470,8 @@ fn facing(endpoint: &Endpoint, url: &str) -> Result<String, WorkerError> {
         socket.local_addr()
     });
     match route {
-        Ok(local) => Ok(local.ip().to_string()),
-        Err(_) => Ok(host_name()),
+        Ok(local) => local.ip().to_string(),
+        Err(_) => host_name(),
     }
 }
 

@@ -30,26 +30,31 @@ pub(super) struct About {
 /// A thread that writes.
 pub(super) struct Saver {
     tasks: Sender<Task>,
-    /// Answers when the newest checkpoint is on disk, or has failed.
+    /// Hears when the newest checkpoint is on disk, or has failed.
     pending: Option<Receiver<()>>,
     deadline: Duration,
+    /// For the checkpoint before.
+    patience: Duration,
     reports: UnboundedSender<Report>,
 }
 
 enum Task {
     Checkpoint(Generation, Box<Snapshot>, Sender<()>),
     Picture(Step, Images, u32),
+    /// Answer once all before is written: how the newest checkpoint fared.
+    Finish(Sender<Result<(), String>>),
 }
 
 impl Saver {
     pub(super) fn start(about: About, reports: UnboundedSender<Report>) -> std::io::Result<Self> {
         let (tasks, inbox) = channel();
-        let deadline = about.enrolment.job.deadlines.checkpoint;
+        let deadlines = about.enrolment.job.deadlines;
         let thread = Writer {
             store: Store::new(about.enrolment.run_dir.join("checkpoints")),
             samples: about.enrolment.run_dir.join("samples"),
             about,
             reports: reports.clone(),
+            newest: Ok(()),
         };
         std::thread::Builder::new()
             .name("saving".to_owned())
@@ -57,21 +62,34 @@ impl Saver {
         Ok(Self {
             tasks,
             pending: None,
-            deadline,
+            deadline: deadlines.checkpoint,
+            patience: deadlines.checkpoint.min(deadlines.collective / 4),
             reports,
         })
     }
 
-    /// Hands a state over. If the one before is still being written, waits for it first.
-    pub(super) fn checkpoint(&mut self, generation: Generation, snapshot: Snapshot) {
-        if let Err(error) = self.flush() {
-            report_failure(&self.reports, generation, snapshot.step, &error);
-            return;
+    /// Hands a state over, and says whether it was taken. If the one before is still being written
+    /// it waits, but not so long that its peers would give this worker up: then this state is left
+    /// out, and reported as failed.
+    pub(super) fn checkpoint(&mut self, generation: Generation, snapshot: Snapshot) -> bool {
+        let busy = self.pending.as_ref().is_some_and(|pending| {
+            pending.recv_timeout(self.patience) == Err(RecvTimeoutError::Timeout)
+        });
+        if busy {
+            let error = "the one before is still being written; this one is left out";
+            report_failure(&self.reports, generation, snapshot.step, error);
+        } else {
+            self.last_checkpoint(generation, snapshot);
         }
+        !busy
+    }
+
+    /// Hands the last state over, even if the one before is still being written.
+    pub(super) fn last_checkpoint(&mut self, generation: Generation, snapshot: Snapshot) {
         let (done, pending) = channel();
         self.pending = Some(pending);
         let task = Task::Checkpoint(generation, Box::new(snapshot), done);
-        // If the thread is gone, the next flush says so.
+        // If the thread is gone, `finish` says so.
         let _ = self.tasks.send(task);
     }
 
@@ -79,23 +97,20 @@ impl Saver {
         let _ = self.tasks.send(Task::Picture(step, images, columns));
     }
 
-    /// Waits until the newest checkpoint is on disk, or has failed.
-    pub(super) fn flush(&mut self) -> Result<(), String> {
-        let Some(pending) = &self.pending else {
-            return Ok(());
-        };
-        match pending.recv_timeout(self.deadline) {
-            Ok(()) => {
-                self.pending = None;
-                Ok(())
-            }
+    /// Waits until all is written, for two checkpoints' time at most, and says how the newest
+    /// checkpoint fared.
+    pub(super) fn finish(self) -> Result<(), String> {
+        let (done, written) = channel();
+        let _ = self.tasks.send(Task::Finish(done));
+        let deadline = 2 * self.deadline;
+        match written.recv_timeout(deadline) {
+            Ok(result) => result,
             Err(RecvTimeoutError::Timeout) => Err(format!(
-                "the checkpoint before is not on disk after {} (deadlines.checkpoint)",
-                humantime::format_duration(self.deadline)
+                "not on disk after {} (twice deadlines.checkpoint)",
+                humantime::format_duration(deadline)
             )),
             Err(RecvTimeoutError::Disconnected) => {
-                self.pending = None;
-                Err("the thread that writes checkpoints has died; see the log".to_owned())
+                Err("the thread that writes has died; see the log".to_owned())
             }
         }
     }
@@ -106,15 +121,20 @@ struct Writer {
     store: Store,
     samples: PathBuf,
     reports: UnboundedSender<Report>,
+    /// How the newest checkpoint fared.
+    newest: Result<(), String>,
 }
 
 impl Writer {
-    fn run(self, tasks: &Receiver<Task>) {
+    fn run(mut self, tasks: &Receiver<Task>) {
         while let Ok(task) = tasks.recv() {
             match task {
                 Task::Checkpoint(generation, snapshot, done) => {
-                    self.checkpoint(generation, &snapshot);
+                    self.newest = self.checkpoint(generation, &snapshot);
                     let _ = done.send(());
+                }
+                Task::Finish(done) => {
+                    let _ = done.send(self.newest.clone());
                 }
                 Task::Picture(step, images, columns) => {
                     let path = self.samples.join(format!("step-{:08}.png", step.0));
@@ -130,7 +150,7 @@ impl Writer {
         clippy::disallowed_methods,
         reason = "how long a checkpoint takes, and when it was made, is for people"
     )]
-    fn checkpoint(&self, generation: Generation, snapshot: &Snapshot) {
+    fn checkpoint(&self, generation: Generation, snapshot: &Snapshot) -> Result<(), String> {
         let began = Instant::now();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         let step = snapshot.step;
@@ -161,8 +181,13 @@ impl Writer {
                 if let Err(error) = self.store.retain(keep.keep_last, keep.keep_every) {
                     tracing::warn!("old checkpoints can't be removed: {error}");
                 }
+                Ok(())
             }
-            Err(error) => report_failure(&self.reports, generation, step, &error.to_string()),
+            Err(error) => {
+                let error = error.to_string();
+                report_failure(&self.reports, generation, step, &error);
+                Err(error)
+            }
         }
     }
 

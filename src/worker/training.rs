@@ -31,6 +31,8 @@ use tokio::sync::mpsc::UnboundedSender;
 
 /// Steps whose batches are loaded ahead.
 const PREFETCH: usize = 4;
+/// How often flags are looked at while there is nothing to do.
+const FLAGS_EVERY: Duration = Duration::from_millis(50);
 /// How often progress is reported, at most.
 const REPORT_EVERY: Duration = Duration::from_millis(100);
 
@@ -132,6 +134,8 @@ enum GenerationError {
     Thread(std::io::Error),
     #[error("no work from the coordinator for {}", humantime::format_duration(*.0))]
     NoWork(Duration),
+    #[error("the last checkpoint could not be written: {0}")]
+    LastCheckpoint(String),
     #[error("the worker is ending")]
     Ending,
 }
@@ -224,6 +228,7 @@ impl Training {
             collective: &mut collective,
             loader,
             saver,
+            saved_at: None,
             generation,
             total: Step(total_steps),
             plan,
@@ -315,6 +320,8 @@ struct Run<'a> {
     loader: Loader,
     /// Rank 0's.
     saver: Option<Saver>,
+    /// The newest step whose state was handed to the saver.
+    saved_at: Option<Step>,
     generation: Generation,
     total: Step,
     plan: Plan,
@@ -338,7 +345,10 @@ impl Run<'_> {
                 Next::Batches(batches) => batches,
                 Next::Exhausted => {
                     self.report();
-                    self.wait_for_work()?;
+                    if let Some(ended) = self.wait_for_work()? {
+                        finish = ended;
+                        break;
+                    }
                     continue;
                 }
             };
@@ -355,23 +365,20 @@ impl Run<'_> {
             }
             if report.flags.any() {
                 tracing::info!(step = %report.step, flags = ?report.flags, "ending here");
-                finish = Finish::Stopped;
+                finish = ending(report.flags);
                 break;
             }
         }
         self.report();
         if let Some(mut saver) = self.saver.take() {
             let last = self.trainer.step();
-            let every = self.training.enrolment.job.checkpoint.every_steps;
-            if !due(last, every) {
-                saver.checkpoint(self.generation, self.trainer.snapshot()?);
+            if self.saved_at != Some(last) {
+                saver.last_checkpoint(self.generation, self.trainer.snapshot()?);
             }
             if !due(last, self.training.enrolment.job.sample.every_steps) {
                 self.picture(&saver)?;
             }
-            if let Err(error) = saver.flush() {
-                tracing::error!("{error}");
-            }
+            saver.finish().map_err(GenerationError::LastCheckpoint)?;
         }
         Ok(finish)
     }
@@ -380,35 +387,56 @@ impl Run<'_> {
     fn take_work(&mut self) -> Result<(), GenerationError> {
         loop {
             match self.training.commands.try_recv() {
-                Ok(command) => self.give(command),
+                Ok(command) => {
+                    self.give(command);
+                }
                 Err(TryRecvError::Empty) => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(GenerationError::Ending),
             }
         }
     }
 
-    fn wait_for_work(&mut self) -> Result<(), GenerationError> {
+    /// Waits for the coordinator, or for a flag: then there is no step at whose end it would be seen.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the wait has a deadline in real time"
+    )]
+    fn wait_for_work(&mut self) -> Result<Option<Finish>, GenerationError> {
         let patience = self.training.enrolment.job.deadlines.coordinator;
-        tracing::warn!(step = %self.trainer.step(), "all work that was handed out is done; waiting for more");
-        match self.training.commands.recv_timeout(patience) {
-            Ok(command) => {
-                self.give(command);
-                Ok(())
+        let step = self.trainer.step();
+        tracing::warn!(%step, "all work that was handed out is done; waiting for more");
+        let deadline = Instant::now() + patience;
+        loop {
+            let flags = self.training.orders.flags();
+            if flags.any() {
+                return Ok(Some(ending(flags)));
             }
-            Err(RecvTimeoutError::Timeout) => Err(GenerationError::NoWork(patience)),
-            Err(RecvTimeoutError::Disconnected) => Err(GenerationError::Ending),
+            match self.training.commands.recv_timeout(FLAGS_EVERY) {
+                Ok(command) => {
+                    if self.give(command) {
+                        return Ok(None);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(GenerationError::Ending),
+            }
+            if Instant::now() >= deadline {
+                return Err(GenerationError::NoWork(patience));
+            }
         }
     }
 
-    fn give(&mut self, command: Command) {
+    /// Takes work of this generation, and says whether it was such.
+    fn give(&mut self, command: Command) -> bool {
         match command {
             Command::Work(generation, epochs) if generation == self.generation => {
                 for (epoch, spans) in epochs {
                     self.loader.assign(epoch, spans);
                 }
+                true
             }
             // Invariant 3: another generation's work has no effect here.
-            Command::Work(..) | Command::Form(_) => {}
+            Command::Work(..) | Command::Form(_) => false,
         }
     }
 
@@ -470,7 +498,8 @@ impl Run<'_> {
         };
         let job = &self.training.enrolment.job;
         if due(report.step, job.checkpoint.every_steps) {
-            saver.checkpoint(self.generation, self.trainer.snapshot()?);
+            let taken = saver.checkpoint(self.generation, self.trainer.snapshot()?);
+            self.saved_at = taken.then_some(report.step);
         }
         if due(report.step, job.sample.every_steps) {
             self.picture(&saver)?;
@@ -494,6 +523,15 @@ impl Run<'_> {
         };
         saver.picture(self.trainer.step(), images, columns);
         Ok(())
+    }
+}
+
+/// How training ends at these flags.
+fn ending(flags: Flags) -> Finish {
+    if flags.leaving && !flags.stop {
+        Finish::Left
+    } else {
+        Finish::Stopped
     }
 }
 

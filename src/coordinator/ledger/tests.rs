@@ -100,7 +100,8 @@ fn a_rewind_takes_back_what_lies_after_the_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let mut ledger = Ledger::open(folder.path()).unwrap();
     assign(&mut ledger, 1, &[1], 0..2);
-    ledger.reached(Step(16)).unwrap();
+    // A crash came before all that was reached was marked.
+    ledger.reached(Step(3)).unwrap();
     let checkpoint = |step| CheckpointRecord {
         step: Step(step),
         path: format!("checkpoints/{step}"),
@@ -191,4 +192,19 @@ fn events_come_back_oldest_first() {
     let details: Vec<_> = newest.iter().map(|event| event.detail.as_str()).collect();
     assert_eq!(details, ["b", "c"]);
     assert_eq!(newest[0].kind, "joined");
+}
+
+#[test]
+fn the_device_of_a_job_is_recorded_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ledger = Ledger::open(folder.path()).unwrap();
+    assert_eq!(ledger.device().unwrap(), None);
+    let device = DeviceKind {
+        kind: "cpu".to_owned(),
+        model: "m".to_owned(),
+        libtorch: "2.11.0".to_owned(),
+    };
+    ledger.set_device(&device).unwrap();
+    assert_eq!(ledger.device().unwrap(), Some(device.clone()));
+    assert!(ledger.set_device(&device).is_err());
 }

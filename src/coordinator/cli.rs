@@ -15,7 +15,7 @@ use crate::telemetry::metrics;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 use tonic::transport::Channel;
@@ -98,6 +98,17 @@ struct RunDir {
 }
 
 impl RunDir {
+    /// A mistyped `--run-dir` should not cost a run.
+    fn tell_of_resume(&self, coordinator: &Coordinator, run_dir: &Path) {
+        let from = coordinator.start();
+        let place = run_dir.display();
+        if self.resume && from.0 > 0 {
+            eprintln!("going on from step {from} in {place}");
+        } else if self.resume {
+            eprintln!("there is no checkpoint in {place}; beginning at step 0");
+        }
+    }
+
     fn path(&self, job: &Job) -> PathBuf {
         let default = || PathBuf::from("runs").join(&job.job.name);
         self.run_dir.clone().unwrap_or_else(default)
@@ -291,6 +302,7 @@ impl Run {
             resume: self.place.resume,
             expected: self.workers,
         })?;
+        self.place.tell_of_resume(&coordinator, &run_dir);
         let listen = self.place.metrics_listen;
         on_runtime(async move {
             install_metrics(listen)?;
@@ -315,6 +327,7 @@ impl Serve {
             run_dir: run_dir.clone(),
             resume: self.place.resume,
         })?;
+        self.place.tell_of_resume(&coordinator, &run_dir);
         on_runtime(async move {
             install_metrics(self.place.metrics_listen)?;
             let listener = tokio::net::TcpListener::bind(self.listen)
@@ -343,7 +356,7 @@ fn told_twice(signal: Signal) -> Outcome {
 }
 
 /// Prints how the job ended and where its files are.
-fn report(outcome: &Outcome, run_dir: &std::path::Path) -> Result<ExitCode, Failure> {
+fn report(outcome: &Outcome, run_dir: &Path) -> Result<ExitCode, Failure> {
     let place = run_dir.display();
     match outcome {
         Outcome::Complete(step) => print(&format!(

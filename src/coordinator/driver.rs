@@ -19,6 +19,7 @@ use crate::telemetry::records::{self, RecordLog};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, watch};
@@ -330,10 +331,11 @@ impl Driver {
     /// Shows the world where the job stands.
     fn publish(&mut self) -> Result<(), DriverError> {
         let history = if std::mem::take(&mut self.history_grew) {
-            Some((
-                self.ledger.events(EVENTS_SHOWN)?,
-                self.ledger.checkpoints()?,
-            ))
+            let mut checkpoints = self.ledger.checkpoints()?;
+            // Those that retention has removed are history.
+            let run_dir = Path::new(&self.welcome.run_dir);
+            checkpoints.retain(|checkpoint| run_dir.join(&checkpoint.path).exists());
+            Some((self.ledger.events(EVENTS_SHOWN)?, checkpoints))
         } else {
             None
         };

@@ -233,7 +233,7 @@ metrics! {
         "Duration of a training step, by phase; `whole` is all of it.";
     WORKER_ALLREDUCE_DURATION = "gan_worker_allreduce_duration_seconds",
         Kind::Histogram { buckets: STEP_SECONDS }, "seconds", None, WORKER,
-        "Duration of one reduction, waiting for peers included.";
+        "Time that a step spent in its reductions, waiting for peers included.";
     WORKER_ALLREDUCE_BYTES = "gan_worker_allreduce_bytes_total", Kind::Counter, "bytes", None, WORKER,
         "Bytes that this worker sent to its peers in reductions.";
     TRAIN_LOSS = "gan_train_loss", NOT_YET, "", Some(Net::LABEL), WORKER,

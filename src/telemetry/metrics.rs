@@ -193,7 +193,7 @@ pub mod worker {
         observe(&WORKER_STEP_DURATION, Some(phase.as_str()), duration);
     }
 
-    /// A reduction took `duration`, and this worker sent `bytes` to its peers.
+    /// A step's reductions took `duration`, and this worker sent `bytes` to its peers.
     pub fn allreduce(duration: Duration, bytes: u64) {
         observe(&WORKER_ALLREDUCE_DURATION, None, duration);
         count(&WORKER_ALLREDUCE_BYTES, None, bytes);

@@ -341,6 +341,7 @@ impl Run<'_> {
         while self.trainer.step() < self.total {
             self.take_work()?;
             let deadline = self.training.enrolment.job.deadlines.data;
+            let asked_at = Instant::now();
             let batches = match self.loader.next(deadline)? {
                 Next::Batches(batches) => batches,
                 Next::Exhausted => {
@@ -352,12 +353,13 @@ impl Run<'_> {
                     continue;
                 }
             };
+            let waited = asked_at.elapsed();
             let epoch = self.plan.locate(self.trainer.step()).0;
             let flags = self.training.orders.flags();
             let report = self.trainer.advance(batches, self.collective, flags)?;
             let now = Instant::now();
             let took = now.duration_since(std::mem::replace(&mut stepped_at, now));
-            self.record(&report, epoch.0, took);
+            self.record(&report, epoch.0, waited, took);
             self.save(&report)?;
             if now.duration_since(reported_at) >= REPORT_EVERY {
                 reported_at = now;
@@ -440,12 +442,11 @@ impl Run<'_> {
         }
     }
 
-    fn measure(&self, report: &StepReport, epoch: u64, took: Duration) {
+    fn measure(&self, report: &StepReport, epoch: u64, waited: Duration, took: Duration) {
         let hosted = self.trainer.replicas().len() as u64;
         let batch = u64::from(self.training.enrolment.job.train.batch);
         metrics::worker::images(hosted * batch);
-        let waiting = took.saturating_sub(report.compute + report.reduce);
-        metrics::worker::step(waiting, StepPhase::Data);
+        metrics::worker::step(waited, StepPhase::Data);
         metrics::worker::step(report.compute, StepPhase::Compute);
         metrics::worker::step(report.reduce, StepPhase::Reduce);
         metrics::worker::step(took, StepPhase::Whole);
@@ -462,8 +463,8 @@ impl Run<'_> {
         });
     }
 
-    fn record(&mut self, report: &StepReport, epoch: u64, took: Duration) {
-        self.measure(report, epoch, took);
+    fn record(&mut self, report: &StepReport, epoch: u64, waited: Duration, took: Duration) {
+        self.measure(report, epoch, waited, took);
         if self.saver.is_some() {
             self.records.push(proto::StepRecord {
                 step: report.step.0,

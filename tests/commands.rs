@@ -109,6 +109,21 @@ fn a_reader_that_goes_is_no_error() {
 }
 
 #[test]
+fn the_readme_links_to_what_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+    let links = readme
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split_once(')'));
+    let files: Vec<&str> = links.map(|(link, _)| link).collect();
+    assert!(files.len() >= 3, "{files:?}");
+    for file in files {
+        assert!(root.join(file).exists(), "{file}");
+    }
+}
+
+#[test]
 fn both_programs_print_completions() {
     for program in [COORD, WORKER] {
         let mut command = Command::new(program);

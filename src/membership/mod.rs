@@ -9,10 +9,12 @@
 //! Nothing here fixes the membership, though: seats are dealt anew for each generation, and
 //! [`Source`] says where its state comes from.
 
+mod members;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub use members::{Member, MemberState, Now, Rules, deal};
 pub use words::{
     Action, Cause, CheckpointRecord, DeviceKind, Event, EventKind, Facts, Finish, Order, Outcome,
     Phase, Record, Seat, Source,
@@ -20,12 +22,8 @@ pub use words::{
 
 use crate::ids::{Generation, Rank, Step, WorkerId};
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 use std::time::Duration;
-
-/// A time on the driver's clock, since an origin of its choice.
-pub type Now = Duration;
 
 /// How long the machine waits for the death notice that explains a failed collective.
 const EXPLANATION: Duration = Duration::from_secs(2);
@@ -35,75 +33,6 @@ const LOOKAHEAD_STEPS: u64 = 1000;
 
 /// Epochs that are handed out ahead, at least.
 const LOOKAHEAD_EPOCHS: u64 = 2;
-
-/// What a job demands of its membership.
-#[derive(Clone, Debug)]
-pub struct Rules {
-    /// The job starts when this many workers are ready.
-    pub expected: u32,
-    /// No more than this many take part.
-    pub max: u32,
-    /// R.
-    pub replicas: u32,
-    /// `State(total_steps)` ends the job.
-    pub total_steps: u64,
-    /// Steps of a pass over the data.
-    pub steps_per_epoch: u64,
-    /// What every worker's data must be.
-    pub data_digest: String,
-    /// What the job has been computed on, if it has begun.
-    pub device: Option<DeviceKind>,
-    /// For the expected workers to be ready.
-    pub join: Duration,
-    /// For a sign of life.
-    pub heartbeat: Duration,
-    /// For a generation to form.
-    pub form: Duration,
-    /// For all workers to finish, once they were told to.
-    pub finish: Duration,
-}
-
-/// A worker, as the machine sees it.
-#[derive(Clone, Debug)]
-pub struct Member {
-    /// What it says of itself.
-    pub facts: Facts,
-    /// What it is doing.
-    pub state: MemberState,
-    /// Its place in the present generation.
-    pub seat: Option<Seat>,
-    /// The newest state it has reported.
-    pub step: Step,
-    /// When it was last heard of.
-    pub seen_at: Now,
-}
-
-/// What a worker is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MemberState {
-    /// Getting its data.
-    Preparing,
-    /// Waiting for a seat.
-    Ready,
-    /// Connecting to its peers.
-    Forming,
-    /// Doing steps.
-    Training,
-    /// Done.
-    Finished,
-}
-
-impl fmt::Display for MemberState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            MemberState::Preparing => "preparing",
-            MemberState::Ready => "ready",
-            MemberState::Forming => "forming",
-            MemberState::Training => "training",
-            MemberState::Finished => "finished",
-        })
-    }
-}
 
 /// The machine.
 #[derive(Debug)]
@@ -716,12 +645,4 @@ impl Membership {
         actions.push(Action::End(outcome.clone()));
         self.phase = Phase::Ended(outcome);
     }
-}
-
-/// Deals `replicas` to `workers` in contiguous ranges whose sizes differ by at most one.
-pub fn deal(replicas: u32, workers: u32) -> Vec<Range<u32>> {
-    let edge = |rank: u32| (u64::from(replicas) * u64::from(rank) / u64::from(workers)) as u32;
-    (0..workers)
-        .map(|rank| edge(rank)..edge(rank + 1))
-        .collect()
 }

@@ -10,6 +10,7 @@
 mod error;
 mod idx;
 mod images;
+mod jpeg;
 mod loader;
 mod manifest;
 mod pack;

@@ -175,9 +175,17 @@ fn by_name(tensors: &[TensorData]) -> BTreeMap<&str, &TensorData> {
     tensors.iter().map(|t| (t.name.as_str(), t)).collect()
 }
 
+/// What `f64::max` would pass over.
+fn finite(what: &str, values: &[f32]) {
+    let odd = values.iter().position(|value| !value.is_finite());
+    assert_eq!(odd, None, "{what}: NaN or infinite at this index");
+}
+
 /// max |a - b| ≤ 1e-5 · max |b|
 fn close(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");
+    finite(what, found);
+    finite(what, expected);
     let largest = expected
         .iter()
         .fold(0f64, |max, b| max.max(f64::from(b.abs())));
@@ -194,6 +202,8 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
 /// ‖a - b‖ ≤ 1e-5 · ‖b‖
 fn close_by_norm(what: &str, found: &[f32], expected: &[f32]) {
     assert_eq!(found.len(), expected.len(), "{what}");
+    finite(what, found);
+    finite(what, expected);
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
     let error = norm(&mut found.iter().zip(expected).map(|(a, b)| f64::from(a - b)));
     let size = norm(&mut expected.iter().map(|b| f64::from(*b)));
@@ -248,6 +258,12 @@ fn objectives(update: Update, label: &str) {
         let golden = Golden::open(&format!("{label}_{name}"));
         compare(&golden, &job(update, objective, 1), &inputs);
     }
+}
+
+#[test]
+#[should_panic(expected = "NaN or infinite")]
+fn nan_is_close_to_nothing() {
+    close("nan", &[f32::NAN; 3], &[1.0; 3]);
 }
 
 #[test]

@@ -194,12 +194,18 @@ fn is_sealed(text: &str, checksum: &str) -> bool {
 /// Reads the manifest of the checkpoint in the folder `dir`. Its files are not looked at.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`] if it is missing or not what was written,
+/// [`CheckpointError::NoCheckpoint`] if it is missing, or `dir` is no folder;
+/// [`CheckpointError::Damaged`] if it is not what was written;
 /// [`CheckpointError::NewerFormat`] or [`CheckpointError::OtherVersion`] if another version wrote
 /// it and this one can't read it.
 pub fn read_manifest(dir: &Path) -> Result<Manifest, CheckpointError> {
     let path = dir.join(FILE);
-    let text = std::fs::read(&path).map_err(|error| unreadable(&path, error))?;
+    let text = std::fs::read(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => CheckpointError::NoCheckpoint {
+            path: dir.to_owned(),
+        },
+        _ => unreadable(&path, error),
+    })?;
     Manifest::parse(&path, &text)
 }
 

@@ -54,6 +54,15 @@ pub enum CheckpointError {
         /// What was found, and what was expected.
         detail: String,
     },
+    /// There is no checkpoint at all: no folder, or one without a manifest.
+    #[error(
+        "{path} is no checkpoint; expected a folder like runs/NAME/checkpoints/step-00000500",
+        path = path.display()
+    )]
+    NoCheckpoint {
+        /// What was taken for one.
+        path: PathBuf,
+    },
     /// A later version of Ganglion wrote it.
     #[error(
         "{path}: checkpoint format {found}, but this program reads formats up to {known}: use the version that wrote it",

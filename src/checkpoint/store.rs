@@ -135,7 +135,10 @@ impl Store {
                     step = %manifest.step,
                     "the folder's name and its manifest disagree on the step; trying the one before"
                 ),
-                Err(error @ CheckpointError::Damaged { .. }) => {
+                Err(
+                    error
+                    @ (CheckpointError::Damaged { .. } | CheckpointError::NoCheckpoint { .. }),
+                ) => {
                     tracing::warn!(%error, "a checkpoint is damaged; trying the one before");
                 }
                 Err(error) => return Err(error),
@@ -185,7 +188,9 @@ impl Store {
                 stored: manifest.digest,
                 computed: computed.to_owned(),
             }),
-            Err(error @ CheckpointError::Damaged { .. }) => {
+            Err(
+                error @ (CheckpointError::Damaged { .. } | CheckpointError::NoCheckpoint { .. }),
+            ) => {
                 tracing::warn!(%error, "replacing a damaged checkpoint");
                 self.remove(step, target)?;
                 Ok(None)
@@ -343,7 +348,8 @@ fn is_taken(error: &io::Error) -> bool {
 /// length and SHA-256, and the state's digest.
 ///
 /// # Errors
-/// [`CheckpointError::Damaged`] names the first file that is not what was written.
+/// [`CheckpointError::Damaged`] names the first file that is not what was written;
+/// [`CheckpointError::NoCheckpoint`] if there is no manifest at all.
 pub fn read(dir: &Path) -> Result<(Manifest, Snapshot), CheckpointError> {
     let manifest = read_manifest(dir)?;
     let mut snapshot = Snapshot {

@@ -426,7 +426,8 @@ fn a_short_or_missing_file_is_noticed_and_the_one_before_is_taken() {
         fs::remove_file(&path).unwrap();
         let missing = read(&store.path(Step(2))).unwrap_err().to_string();
         assert!(
-            missing.contains(file) && missing.contains("missing"),
+            missing.contains(file) && missing.contains("missing")
+                || file == "manifest.json" && missing.contains("is no checkpoint"),
             "{missing}"
         );
         assert_eq!(store.newest().unwrap().unwrap().manifest.step, Step(1));
@@ -499,5 +500,24 @@ proptest! {
         let (manifest, read) = read(&store.path(snapshot.step)).unwrap();
         prop_assert_eq!(manifest, written);
         prop_assert_eq!(read, sorted(snapshot));
+    }
+}
+
+#[test]
+fn what_is_no_checkpoint_is_called_that_and_not_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "x").unwrap();
+    for path in [dir.path().join("nothing"), dir.path().to_owned(), file] {
+        for error in [
+            read_manifest(&path).unwrap_err(),
+            read(&path).map(|_| ()).unwrap_err(),
+            read_file(&path, "generator").map(|_| ()).unwrap_err(),
+        ] {
+            let message = error.to_string();
+            let start = format!("{} is no checkpoint; expected a folder", path.display());
+            assert!(message.starts_with(&start), "{message}");
+            assert!(!message.contains("damaged"), "{message}");
+        }
     }
 }

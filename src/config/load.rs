@@ -110,10 +110,13 @@ pub fn parse(
     root_paths(&mut table, &absolute(Path::new(".")));
     let job: Job = serde_path_to_error::deserialize(table).map_err(|error| {
         let path = error.path().to_string();
-        let reason = error.into_inner().to_string();
-        let reason = reason.trim_end();
+        let reason = error.into_inner();
+        let mut reason = plain(reason.message());
+        if path == "job.seed" {
+            reason = format!("{reason}: {}", validate::SEEDS);
+        }
         if path == "." {
-            syntax(reason.to_owned())
+            syntax(reason)
         } else {
             syntax(format!("{path}: {reason}"))
         }
@@ -150,6 +153,26 @@ impl Override {
     }
 }
 
+/// A deserializer's reason in the words of a job file instead of Rust's, on one line. The key is
+/// known from elsewhere.
+fn plain(reason: &str) -> String {
+    let reason = reason.lines().collect::<Vec<_>>().join(" ");
+    let Some((found, expected)) = reason.rsplit_once(", expected ") else {
+        return reason;
+    };
+    let expected = match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a string" => "a string, in quotes",
+        other => other,
+    };
+    let found = found
+        .replace("integer `", "number `")
+        .replace("floating point `", "number `");
+    format!("{found}, expected {expected}")
+}
+
 /// The path as seen from the root: workers that get the job have other current folders.
 fn absolute(path: &Path) -> PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
@@ -167,7 +190,8 @@ fn root_path(table: &mut toml::Table, key: &str, folder: &Path) {
         .and_then(|data| data.get_mut(key))
     {
         let plain = path.strip_prefix("file://").unwrap_or(path);
-        if !plain.contains("://") && Path::new(plain).is_relative() {
+        // An empty path would become the folder itself: it is left to be refused.
+        if !plain.is_empty() && !plain.contains("://") && Path::new(plain).is_relative() {
             *path = folder.join(plain).display().to_string();
         }
     }
@@ -260,6 +284,29 @@ mod tests {
                 &["optimizer.generator.beta2=-1"],
                 &["optimizer.generator.beta2"],
             ),
+            (JOB, &["data.uri="], &["data.uri = \"\"", "a path"]),
+            (JOB, &["data.uri=file://"], &["data.uri", "a path"]),
+            (
+                JOB,
+                &["model.generator_width=1025"],
+                &["model.generator_width = 1025", "1 to 1024"],
+            ),
+            (
+                JOB,
+                &["model.discriminator_width=4096"],
+                &["model.discriminator_width = 4096", "1 to 1024"],
+            ),
+            (JOB, &["model.latent=4097"], &["model.latent", "1 to 4096"]),
+            (
+                JOB,
+                &["train.steps=1099511627777"],
+                &["train.steps = 1099511627777", "1099511627776"],
+            ),
+            (
+                JOB,
+                &["train.epochs=1099511627777"],
+                &["train.epochs = 1099511627777", "1099511627776"],
+            ),
             (JOB, &["job.name=a/b"], &["job.name", "letters"]),
             (
                 "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\n",
@@ -281,6 +328,49 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn type_errors_are_one_line_of_plain_words() {
+        for (set, says) in [
+            ("train.steps=abc", "a whole number"),
+            ("train.batch=-3", "a whole number"),
+            ("train.batch=1.5", "a whole number"),
+            ("train.batch=5000000000", "a whole number"),
+            ("optimizer.beta1=half", "expected a number"),
+            ("job.name=7", "a string"),
+            ("deadlines.join=30", "a duration such as \"30s\""),
+            ("deadlines.join=1.5", "a duration such as \"30s\""),
+            ("deadlines.join=true", "a duration such as \"30s\""),
+        ] {
+            let message = read(JOB, &[set]).unwrap_err();
+            let (key, _) = set.split_once('=').unwrap();
+            assert_eq!(message.matches(key).count(), 1, "{message:?}");
+            assert!(message.contains(says), "{message:?} lacks {says:?}");
+            assert!(!message.contains('\n'), "{message:?}");
+            for rust in ["u32", "u64", "f64", "usize"] {
+                assert!(!message.contains(rust), "{message:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn seeds_go_to_two_to_the_63rd() {
+        let most = format!("job.seed={}", i64::MAX);
+        assert_eq!(read(JOB, &[&most]).unwrap().job.seed, i64::MAX as u64);
+        for seed in ["9223372036854775808", "18446744073709551615", "-1"] {
+            let message = read(JOB, &[&format!("job.seed={seed}")]).unwrap_err();
+            for needle in ["job.seed", "9223372036854775807"] {
+                assert!(message.contains(needle), "{message:?} lacks {needle:?}");
+            }
+            let text = JOB.replace("[data]", &format!("seed = {seed}\n[data]"));
+            assert!(read(&text, &[]).unwrap_err().contains("seed"));
+        }
+        let job = read(JOB, &[]).unwrap();
+        let text = serde_json::to_string(&job).unwrap();
+        let text = text.replace("\"seed\":0", "\"seed\":9223372036854775808");
+        let job: Job = serde_json::from_str(&text).unwrap();
+        assert!(validate::check(&job).is_err());
     }
 
     #[test]

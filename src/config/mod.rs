@@ -54,7 +54,8 @@ pub struct JobSection {
     /// Name of the job; the run directory is `runs/<name>` unless the command says otherwise.
     /// Letters, digits, `.`, `_` and `-`.
     pub name: String,
-    /// Every random draw of the job derives from it. Default 0.
+    /// Every random draw of the job derives from it: 0 to 2^63 - 1, TOML's largest integer.
+    /// Default 0.
     #[serde(default)]
     pub seed: u64,
 }
@@ -97,11 +98,11 @@ pub struct Model {
     pub image_size: u32,
     /// Colour channels: 1 (grey) or 3 (RGB). Default 3.
     pub channels: u32,
-    /// Size of the latent z. Default 100.
+    /// Size of the latent z, 1 to 4096. Default 100.
     pub latent: u32,
-    /// Feature maps of the generator's last hidden layer (`ngf`). Default 64.
+    /// Feature maps of the generator's last hidden layer (`ngf`), 1 to 1024. Default 64.
     pub generator_width: u32,
-    /// Feature maps of the discriminator's first layer (`ndf`). Default 64.
+    /// Feature maps of the discriminator's first layer (`ndf`), 1 to 1024. Default 64.
     pub discriminator_width: u32,
 }
 
@@ -121,10 +122,10 @@ pub struct Train {
     /// Samples a replica and step, b; the global batch is R·b. Default 16.
     #[serde(default = "defaults::batch")]
     pub batch: u32,
-    /// Length of the job in steps. Exactly one of `steps` and `epochs` is given.
+    /// Length of the job in steps, 1 to 2^40. Exactly one of `steps` and `epochs` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// Length of the job in passes over the data.
+    /// Length of the job in passes over the data, 1 to 2^40.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub epochs: Option<u64>,
     /// Arithmetic of the networks. Default `f32`.

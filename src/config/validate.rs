@@ -26,6 +26,13 @@ fn require(
     }
 }
 
+/// What TOML can write down: a job that is written out must read back.
+const MAX_SEED: u64 = i64::MAX as u64;
+pub(super) const SEEDS: &str = "0 to 9223372036854775807 (2^63 - 1)";
+
+/// The longest job, steps or epochs: an age even of the smallest steps, and far from overflow.
+const MAX_LENGTH: u64 = 1 << 40;
+
 /// Refuses the first impossible value.
 pub(super) fn check(job: &Job) -> Result<(), Fault> {
     let name = &job.job.name;
@@ -36,6 +43,7 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
         format!("{name:?}"),
         "1 to 63 letters, digits, '.', '_' or '-', not starting with '.'",
     )?;
+    require(job.job.seed <= MAX_SEED, "job.seed", job.job.seed, SEEDS)?;
     data(job)?;
     model(job)?;
     train(job)?;
@@ -58,7 +66,8 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
 
 fn data(job: &Job) -> Result<(), Fault> {
     let uri = &job.data.uri;
-    require(!uri.is_empty(), "data.uri", "\"\"", "a path")?;
+    let path = uri.strip_prefix("file://").unwrap_or(uri);
+    require(!path.is_empty(), "data.uri", format!("{uri:?}"), "a path")?;
     require(
         uri.starts_with("file://") || !uri.contains("://"),
         "data.uri",
@@ -87,12 +96,18 @@ fn model(job: &Job) -> Result<(), Fault> {
         model.channels,
         "1 (grey) or 3 (RGB)",
     )?;
+    require(
+        (1..=4096).contains(&model.latent),
+        "model.latent",
+        model.latent,
+        "1 to 4096",
+    )?;
+    // The deepest layers of 256×256 pixels are 32 times as wide.
     for (key, value) in [
-        ("model.latent", model.latent),
         ("model.generator_width", model.generator_width),
         ("model.discriminator_width", model.discriminator_width),
     ] {
-        require((1..=4096).contains(&value), key, value, "1 to 4096")?;
+        require((1..=1024).contains(&value), key, value, "1 to 1024")?;
     }
     Ok(())
 }
@@ -128,6 +143,15 @@ fn train(job: &Job) -> Result<(), Fault> {
         ),
         _ => Ok(()),
     }?;
+    for (key, length) in [("train.steps", train.steps), ("train.epochs", train.epochs)] {
+        let length = length.unwrap_or(1);
+        require(
+            length <= MAX_LENGTH,
+            key,
+            length,
+            "1 to 1099511627776 (2^40)",
+        )?;
+    }
     require(
         (0.0..1.0).contains(&train.ema_decay),
         "train.ema_decay",

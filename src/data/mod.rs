@@ -10,6 +10,7 @@
 mod error;
 mod idx;
 mod images;
+mod jpeg;
 mod loader;
 mod manifest;
 mod pack;
@@ -37,6 +38,7 @@ pub struct Dataset {
     manifest: Manifest,
     shape: Shape,
     digest: String,
+    ignored: u64,
     /// Those used so far. Each has a lock of its own, so that it is verified once.
     shards: Vec<Mutex<Option<Arc<Shard>>>>,
 }
@@ -86,6 +88,7 @@ impl Dataset {
         let manifest = Manifest::read(&folder, &shape, shard_samples)?;
         Ok(Self {
             digest: manifest.digest(),
+            ignored: source.ignored,
             shards: manifest.shards.iter().map(|_| Mutex::default()).collect(),
             folder,
             manifest,
@@ -106,6 +109,12 @@ impl Dataset {
     /// The SHA-256 that identifies the data, hex: [`Manifest::digest`].
     pub fn digest(&self) -> &str {
         &self.digest
+    }
+
+    /// Files in the source that look like images but are of formats that aren't read, such as
+    /// WebP: counted when the source was listed, and no part of the [`digest`](Self::digest).
+    pub fn ignored(&self) -> u64 {
+        self.ignored
     }
 
     /// The samples of each shard: what a [`Plan`](crate::plan::Plan) is made from.

@@ -5,9 +5,10 @@
 //!   first the 10,000 of `t10k`, then the 60,000 of `train`. To train on `train` alone, name that
 //!   file. Labels come from the file whose name has `idx1` for `idx3` and `labels` for `images`.
 //! - One IDX file of images, with its labels beside it if they are there.
-//! - A folder of PNG and JPEG files at any depth, in the order of their paths. If each lies in a
+//! - A folder of PNG and JPEG files (`.png`, `.jpg`, `.jpeg`, `.jpe`, `.jfif`) at any depth, in the order of their paths. If each lies in a
 //!   subfolder, its label is the number of the first-level subfolder, in the order of their names.
-//!   Other files are ignored, and so is every name that begins with a dot.
+//!   Images of other formats are ignored and counted, other files are ignored, and so is every name
+//!   that begins with a dot.
 
 use super::error::{DataError, io};
 use super::manifest::Shape;
@@ -26,6 +27,8 @@ pub(super) struct Source {
     pub(super) root: PathBuf,
     /// Every file that samples come from, in order.
     pub(super) files: Vec<SourceFile>,
+    /// Files beside those that look like images, of formats that aren't read.
+    pub(super) ignored: u64,
     kind: Kind,
 }
 
@@ -66,16 +69,18 @@ impl Source {
             let name = path.file_name().map(PathBuf::from).unwrap_or_default();
             (path.parent().unwrap_or(&path).to_owned(), vec![name])
         };
-        let (files, kind) = if idx.is_empty() {
-            (list_images(&root)?, Kind::Images)
+        let (files, ignored, kind) = if idx.is_empty() {
+            let (files, ignored) = list_images(&root)?;
+            (files, ignored, Kind::Images)
         } else {
             let (files, pairs) = list_idx(&root, idx)?;
-            (files, Kind::Idx(pairs))
+            (files, 0, Kind::Idx(pairs))
         };
         Ok(Self {
             uri: uri.to_owned(),
             root,
             files,
+            ignored,
             kind,
         })
     }
@@ -247,7 +252,8 @@ fn list_idx(root: &Path, images: Vec<PathBuf>) -> Result<(Vec<SourceFile>, Pairs
     Ok((files, pairs))
 }
 
-fn list_images(root: &Path) -> Result<Vec<SourceFile>, DataError> {
+/// The images below `root`, and how many there are of formats that aren't read.
+fn list_images(root: &Path) -> Result<(Vec<SourceFile>, u64), DataError> {
     let mut files = Vec::new();
     let mut foreign = Vec::new();
     walk(root, Path::new(""), &mut files, &mut foreign)?;
@@ -266,7 +272,7 @@ fn list_images(root: &Path) -> Result<Vec<SourceFile>, DataError> {
                          *.jpeg at any depth",
         });
     }
-    Ok(files)
+    Ok((files, foreign.len() as u64))
 }
 
 /// The names of the IDX files of images in `folder`, sorted; of `x` and `x.gz`, only `x`.
@@ -335,8 +341,15 @@ fn walk(
         }
         let extension = name.extension().and_then(OsStr::to_str).unwrap_or("");
         match extension.to_ascii_lowercase().as_str() {
-            "png" | "jpg" | "jpeg" if found.is_file() => files.push(SourceFile::of(name, &found)),
-            "webp" | "gif" | "bmp" | "tif" | "tiff" | "avif" | "heic" | "jxl" => foreign.push(name),
+            "png" | "jpg" | "jpeg" | "jpe" | "jfif" if found.is_file() => {
+                files.push(SourceFile::of(name, &found))
+            }
+            "webp" | "gif" | "bmp" | "tif" | "tiff" | "avif" | "heic" | "heif" | "jxl" | "jp2"
+            | "apng" | "svg" | "tga" | "ppm" | "pgm" | "pnm"
+                if found.is_file() =>
+            {
+                foreign.push(name);
+            }
             _ => {}
         }
     }

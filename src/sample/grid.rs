@@ -17,6 +17,12 @@ pub enum SampleError {
         /// What is wrong with them.
         detail: String,
     },
+    /// The file's name promises another format.
+    #[error("{path}: pictures are written as PNG; expected a name that ends in .png", path = path.display())]
+    Name {
+        /// The file that was asked for.
+        path: PathBuf,
+    },
     /// The picture can't be encoded.
     #[error("{path}: can't encode the picture: {source}", path = path.display())]
     Encode {
@@ -131,12 +137,19 @@ pub fn grid(images: &Images, columns: u32, padding: u32) -> Result<DynamicImage,
     }
 }
 
-/// Writes `images` as a grid to the PNG file `path`, whose folder is created if it isn't there.
+/// Writes `images` as a grid to the PNG file `path`, whose name ends in `.png` (or `.PNG`).
 /// A reader sees the whole picture or the one that was there before.
 ///
 /// # Errors
-/// [`SampleError`]; nothing is left behind then.
+/// [`SampleError`]; no file is left behind then. Its folder, which is created if it isn't there,
+/// stays.
 pub fn write_png(path: &Path, images: &Images, columns: u32) -> Result<(), SampleError> {
+    let png = |extension: &std::ffi::OsStr| extension.eq_ignore_ascii_case("png");
+    if !path.extension().is_some_and(png) {
+        return Err(SampleError::Name {
+            path: path.to_owned(),
+        });
+    }
     let picture = grid(images, columns, PADDING)?;
     let failed = |operation, path: &Path| {
         let path = path.to_owned();
@@ -277,6 +290,23 @@ mod tests {
 
         let message = write_png(&path.join("x/../../taken.png/.."), &images(1, 1, 2), 1);
         assert!(message.is_err());
+    }
+
+    #[test]
+    fn only_a_png_is_written_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["x.jpg", "x", "x.png.gif", "png", "new/.png", "new/x."] {
+            let path = dir.path().join(name);
+            let message = write_png(&path, &images(1, 1, 2), 1)
+                .unwrap_err()
+                .to_string();
+            assert!(message.contains(".png"), "{name}: {message}");
+            assert!(message.contains(name), "{message}");
+            assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "{name}");
+        }
+        let path = dir.path().join("new/X.PNG");
+        write_png(&path, &images(1, 1, 2), 1).unwrap();
+        assert!(path.is_file());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The data room from end to end, on real files.
 
 mod idx;
+mod jpeg;
 mod loading;
 mod packing;
 mod sources;

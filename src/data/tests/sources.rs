@@ -61,6 +61,31 @@ fn subfolders_are_classes_and_other_files_are_ignored() {
 }
 
 #[test]
+fn images_of_other_formats_are_counted_and_jpegs_are_read_by_any_name() {
+    let dirs = TempDirs::new();
+    classes(&dirs);
+    let root = dirs.source.path();
+    for foreign in ["red/a.WEBP", "blue/b.gif", "blue/deeper/c.tiff"] {
+        fs::write(root.join(foreign), "no image").unwrap();
+    }
+    for plain in ["red/notes.txt", "red/._d.webp"] {
+        fs::write(root.join(plain), "no image").unwrap();
+    }
+    let jpeg = root.join("blue/deeper/0.JPG");
+    for name in ["blue/x.jfif", "blue/x.JPE"] {
+        fs::copy(&jpeg, root.join(name)).unwrap();
+    }
+    let job = job(root, dirs.cache.path(), &["data.fit=cover"]);
+    let digest = open(&job).unwrap().digest().to_owned();
+    // Packed now: listed again.
+    let again = open(&job).unwrap();
+    assert_eq!((again.manifest().samples, again.ignored()), (8, 3));
+    fs::remove_file(root.join("blue/b.gif")).unwrap();
+    let fewer = open(&job).unwrap();
+    assert_eq!((fewer.ignored(), fewer.digest()), (2, &digest[..]));
+}
+
+#[test]
 fn images_beside_subfolders_have_no_classes() {
     let dirs = TempDirs::new();
     classes(&dirs);

@@ -270,8 +270,14 @@ fn a_folder_of_images_is_trained_on() {
         "--set",
         "data.fit=cover",
     ];
+    std::fs::write(folder.join("a/other.webp"), "left out").unwrap();
     let run = place.run("images", &arguments);
     assert!(run.status.success(), "{}", text(&run));
+    assert!(
+        text(&run).contains("1 files of other image formats"),
+        "{}",
+        text(&run)
+    );
     assert_eq!(place.newest("images"), 8);
     std::fs::write(folder.join("b/broken.png"), "no picture").unwrap();
     let refused = place.run("broken", &arguments);

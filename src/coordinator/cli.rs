@@ -98,8 +98,12 @@ struct RunDir {
 }
 
 impl RunDir {
-    /// A mistyped `--run-dir` should not cost a run.
-    fn tell_of_resume(&self, coordinator: &Coordinator, run_dir: &Path) {
+    /// What may not be as it was meant: a mistyped `--run-dir` should not cost a run, and images
+    /// that are left out should not go unnoticed.
+    fn tell(&self, coordinator: &Coordinator, run_dir: &Path) {
+        if coordinator.ignored() > 0 {
+            eprintln!("{}", preview::ignored(coordinator.ignored()));
+        }
         let from = coordinator.start();
         let place = run_dir.display();
         if self.resume && from.0 > 0 {
@@ -302,7 +306,7 @@ impl Run {
             resume: self.place.resume,
             expected: self.workers,
         })?;
-        self.place.tell_of_resume(&coordinator, &run_dir);
+        self.place.tell(&coordinator, &run_dir);
         let listen = self.place.metrics_listen;
         on_runtime(async move {
             install_metrics(listen)?;
@@ -327,7 +331,7 @@ impl Serve {
             run_dir: run_dir.clone(),
             resume: self.place.resume,
         })?;
-        self.place.tell_of_resume(&coordinator, &run_dir);
+        self.place.tell(&coordinator, &run_dir);
         on_runtime(async move {
             install_metrics(self.place.metrics_listen)?;
             let listener = tokio::net::TcpListener::bind(self.listen)

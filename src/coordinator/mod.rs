@@ -178,6 +178,7 @@ pub struct Coordinator {
     record: JobRecord,
     source: Source,
     total_steps: u64,
+    ignored: u64,
 }
 
 /// The data of a job and who reads it when: what `check`, `plan` and `run` begin with.
@@ -258,6 +259,7 @@ impl Coordinator {
             record,
             source,
             total_steps,
+            ignored: dataset.ignored(),
             options,
         })
     }
@@ -265,6 +267,11 @@ impl Coordinator {
     /// The step to go on from.
     pub fn start(&self) -> Step {
         self.source.step()
+    }
+
+    /// Files of the data's folder that look like images, but of formats that aren't read.
+    pub fn ignored(&self) -> u64 {
+        self.ignored
     }
 
     /// The step to end at.

@@ -34,6 +34,9 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         manifest.shards.len(),
         dataset.digest(),
     );
+    if dataset.ignored() > 0 {
+        let _ = writeln!(out, "               {}", ignored(dataset.ignored()));
+    }
     let _ = writeln!(
         out,
         "batch          {} replicas x {} = {} samples a step",
@@ -75,6 +78,11 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
     );
     let _ = writeln!(out, "the job file and the data are good");
     Ok(out)
+}
+
+/// What is said of files that are left out.
+pub(super) fn ignored(count: u64) -> String {
+    format!("{count} files of other image formats are left out; only PNG and JPEG are read")
 }
 
 fn network(out: &mut String, architecture: &Architecture) {

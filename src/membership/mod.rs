@@ -215,7 +215,8 @@ impl Membership {
             let present = member.seat.is_some() && spoken == self.generation;
             // Who never had a seat may still say that it goes.
             let goes = matches!(event, Event::Finished(..) | Event::Leaving(..));
-            if !present && !(goes && member.seat.is_none()) {
+            let spare_goes = goes && member.seat.is_none();
+            if !(present || spare_goes) {
                 return Vec::new();
             }
         }

@@ -28,7 +28,7 @@
 //! | [`sample`] | grids of images |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
-//! | [`ids`], [`signals`], [`stdout`] | the numbers that name things; signals; what is printed |
+//! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
 //! | [`proto`] | the wire, as `proto/` defines it |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
@@ -42,6 +42,7 @@
 
 pub mod checkpoint;
 pub mod collective;
+pub mod command;
 pub mod config;
 pub mod coordinator;
 pub mod data;
@@ -56,7 +57,6 @@ pub mod random;
 pub mod sample;
 pub mod session;
 pub mod signals;
-pub mod stdout;
 pub mod telemetry;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -5,5 +5,5 @@ use ganglion::worker::cli::Cli;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    Cli::try_parse().map_or_else(ganglion::stdout::usage, Cli::run)
+    Cli::try_parse().map_or_else(ganglion::command::usage, Cli::run)
 }

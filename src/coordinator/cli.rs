@@ -2,17 +2,17 @@
 
 use super::local::Local;
 use super::{Coordinator, CoordinatorError, Ending, Options, preview};
+use crate::command::{self, Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
 use crate::ids::Epoch;
 use crate::membership::Outcome;
 use crate::proto;
 use crate::proto::coordinator_client::CoordinatorClient;
 use crate::signals::{self, Signal};
-use crate::stdout;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
 use crate::telemetry::metrics;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,10 +20,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tonic::transport::Channel;
 
-/// The exit code of a wrong command, job file or data set (`EX_USAGE`): trying again won't help.
-const WRONG: u8 = 64;
-/// The exit code of everything else that fails.
-const FAILED: u8 = 1;
 /// The exit code of a job that is to go on later: told to go (`EX_TEMPFAIL`).
 const DRAINED: u8 = 75;
 /// For a coordinator to answer a person.
@@ -36,14 +32,8 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Form of the log lines.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
-    log_format: Format,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Text,
-    Json,
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -179,34 +169,19 @@ struct StatusArgs {
     watch: bool,
 }
 
-/// Why a command has failed, with its exit code.
-struct Failure {
-    code: u8,
-    message: String,
-}
-
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
-        Self {
-            code: WRONG,
-            message: error.to_string(),
-        }
+        Self::wrong(error)
     }
 }
 
 impl From<CoordinatorError> for Failure {
     fn from(error: CoordinatorError) -> Self {
-        Self {
-            code: if error.is_users() { WRONG } else { FAILED },
-            message: error.to_string(),
+        if error.is_users() {
+            Self::wrong(error)
+        } else {
+            Self::failed(error)
         }
-    }
-}
-
-fn failed(message: impl ToString) -> Failure {
-    Failure {
-        code: FAILED,
-        message: message.to_string(),
     }
 }
 
@@ -214,8 +189,8 @@ impl Cli {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
         let result = match self.command {
-            Command::Run(run) => run.run(self.log_format.into()),
-            Command::Serve(serve) => serve.run(self.log_format.into()),
+            Command::Run(run) => run.run(self.log_format),
+            Command::Serve(serve) => serve.run(self.log_format),
             Command::Check(args) => args
                 .load()
                 .map_err(Failure::from)
@@ -233,19 +208,7 @@ impl Cli {
                 print(&String::from_utf8_lossy(&script))
             }
         };
-        result.unwrap_or_else(|failure| {
-            eprintln!("gan-coord: {}", failure.message);
-            ExitCode::from(failure.code)
-        })
-    }
-}
-
-impl From<Format> for LogFormat {
-    fn from(format: Format) -> Self {
-        match format {
-            Format::Text => LogFormat::Text,
-            Format::Json => LogFormat::Json,
-        }
+        command::end("gan-coord", result)
     }
 }
 
@@ -254,7 +217,7 @@ fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| failed(format!("can't start the runtime: {error}")))?
+        .map_err(|error| Failure::failed(format!("can't start the runtime: {error}")))?
         .block_on(work)
 }
 
@@ -276,17 +239,14 @@ impl Run {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         let job = self.job.load()?;
         if self.workers == 0 || self.workers > job.max_workers() {
-            return Err(Failure {
-                code: WRONG,
-                message: format!(
-                    "--workers {}: expected 1 to {}, the least of train.replicas ({}) and \
+            return Err(Failure::wrong(format!(
+                "--workers {}: expected 1 to {}, the least of train.replicas ({}) and \
                      workers.max ({}, where 0 sets no bound)",
-                    self.workers,
-                    job.max_workers(),
-                    job.train.replicas,
-                    job.workers.max
-                ),
-            });
+                self.workers,
+                job.max_workers(),
+                job.train.replicas,
+                job.workers.max
+            )));
         }
         let run_dir = self.place.path(&job);
         let local = Local {
@@ -294,12 +254,14 @@ impl Run {
             device: self.device,
             program: Local::worker_program()?,
         };
-        std::fs::create_dir_all(&run_dir).map_err(|error| Failure {
-            code: WRONG,
-            message: format!("--run-dir {}: can't make it: {error}", run_dir.display()),
+        std::fs::create_dir_all(&run_dir).map_err(|error| {
+            Failure::wrong(format!(
+                "--run-dir {}: can't make it: {error}",
+                run_dir.display()
+            ))
         })?;
         let log = LogTarget::File(run_dir.join("coordinator.log"));
-        logging::init(format, &log).map_err(failed)?;
+        logging::init(format, &log).map_err(Failure::failed)?;
         let coordinator = Coordinator::open(Options {
             job,
             run_dir: run_dir.clone(),
@@ -323,7 +285,7 @@ impl Run {
 impl Serve {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         let job = self.job.load()?;
-        logging::init(format, &LogTarget::Stderr).map_err(failed)?;
+        logging::init(format, &LogTarget::Stderr).map_err(Failure::failed)?;
         let run_dir = self.place.path(&job);
         let coordinator = Coordinator::open(Options {
             expected: job.workers.min,
@@ -336,7 +298,9 @@ impl Serve {
             install_metrics(self.place.metrics_listen)?;
             let listener = tokio::net::TcpListener::bind(self.listen)
                 .await
-                .map_err(|error| failed(format!("can't listen on {}: {error}", self.listen)))?;
+                .map_err(|error| {
+                    Failure::failed(format!("can't listen on {}: {error}", self.listen))
+                })?;
             let outcome = tokio::select! {
                 outcome = coordinator.serve(listener, told_to_stop()) => outcome?,
                 signal = signals::termination(2) => told_twice(signal),
@@ -350,7 +314,7 @@ fn install_metrics(listen: Option<SocketAddr>) -> Result<(), Failure> {
     let Some(listen) = listen else {
         return Ok(());
     };
-    let bound = metrics::install(listen, Role::Coordinator).map_err(failed)?;
+    let bound = metrics::install(listen, Role::Coordinator).map_err(Failure::failed)?;
     tracing::info!("metrics on http://{}/metrics", bound.address());
     Ok(())
 }
@@ -376,24 +340,16 @@ fn report(outcome: &Outcome, run_dir: &Path) -> Result<ExitCode, Failure> {
             ))?;
             Ok(ExitCode::from(DRAINED))
         }
-        Outcome::Failed(reason) => Err(failed(format!(
+        Outcome::Failed(reason) => Err(Failure::failed(format!(
             "the job failed: {}\n  logs: {place}/*.log; --resume goes on from the newest checkpoint",
             reason.trim_end()
         ))),
     }
 }
 
-fn print(text: &str) -> Result<ExitCode, Failure> {
-    stdout::print(text).map_err(failed)?;
-    Ok(ExitCode::SUCCESS)
-}
-
 async fn client(remote: &Remote) -> Result<CoordinatorClient<Channel>, Failure> {
     let url = &remote.coordinator;
-    let endpoint = proto::endpoint(url).map_err(|error| Failure {
-        code: WRONG,
-        message: error.to_string(),
-    })?;
+    let endpoint = proto::endpoint(url).map_err(|error| Failure::wrong(error.to_string()))?;
     // A host that has vanished is noticed.
     let endpoint = endpoint
         .http2_keep_alive_interval(ANSWER)
@@ -401,7 +357,7 @@ async fn client(remote: &Remote) -> Result<CoordinatorClient<Channel>, Failure> 
         .keep_alive_while_idle(true);
     let channel = endpoint.connect_timeout(ANSWER).connect().await;
     let channel = channel.map_err(|_| {
-        failed(format!(
+        Failure::failed(format!(
             "no coordinator answers at {url}; is the job running, and the address right?"
         ))
     })?;
@@ -409,7 +365,7 @@ async fn client(remote: &Remote) -> Result<CoordinatorClient<Channel>, Failure> 
 }
 
 fn refused(url: &str, status: &tonic::Status) -> Failure {
-    failed(format!(
+    Failure::failed(format!(
         "the coordinator at {url} answered: {}",
         status.message()
     ))
@@ -442,7 +398,7 @@ impl StatusArgs {
                         show(&status)?;
                     }
                     Ok(None) if phase == "ended" => return Ok(ExitCode::SUCCESS),
-                    _ => return Err(failed(format!("the coordinator at {url} is gone"))),
+                    _ => return Err(Failure::failed(format!("the coordinator at {url} is gone"))),
                 }
             }
         }

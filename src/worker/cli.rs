@@ -2,23 +2,19 @@
 
 use super::{Options, WorkerError};
 use crate::checkpoint;
+use crate::command::{self, Failure, print};
 use crate::sample::{self, Images};
 use crate::session::Exit;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
 use crate::telemetry::metrics;
 use crate::train::Sampler;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
-
-/// The exit code of a wrong command (`EX_USAGE`): trying again won't help.
-const WRONG: u8 = 64;
-/// The exit code of everything else that fails.
-const FAILED: u8 = 1;
 
 /// Trains a DCGAN's replicas on one device, and looks at what was trained.
 #[derive(Debug, Parser)]
@@ -27,14 +23,8 @@ pub struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Form of the log lines.
-    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
-    log_format: Format,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Format {
-    Text,
-    Json,
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -106,36 +96,11 @@ struct Inspect {
     digest: bool,
 }
 
-/// Why a command has failed, with its exit code.
-struct Failure {
-    code: u8,
-    message: String,
-}
-
-fn failed(message: impl ToString) -> Failure {
-    Failure {
-        code: FAILED,
-        message: message.to_string(),
-    }
-}
-
-fn wrong(message: impl ToString) -> Failure {
-    Failure {
-        code: WRONG,
-        message: message.to_string(),
-    }
-}
-
-fn print(text: &str) -> Result<ExitCode, Failure> {
-    crate::stdout::print(text).map_err(failed)?;
-    Ok(ExitCode::SUCCESS)
-}
-
 impl From<WorkerError> for Failure {
     fn from(error: WorkerError) -> Self {
         match error {
-            WorkerError::Listen(_) => failed(error),
-            WorkerError::Url(_) | WorkerError::Device { .. } => wrong(error),
+            WorkerError::Listen(_) => Failure::failed(error),
+            WorkerError::Url(_) | WorkerError::Device { .. } => Failure::wrong(error),
         }
     }
 }
@@ -143,10 +108,7 @@ impl From<WorkerError> for Failure {
 impl Cli {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
-        let format = match self.log_format {
-            Format::Text => LogFormat::Text,
-            Format::Json => LogFormat::Json,
-        };
+        let format = self.log_format;
         let result = match self.command {
             Command::Train(train) => train.run(format),
             Command::Sample(sample) => sample.run(),
@@ -157,16 +119,13 @@ impl Cli {
                 print(&String::from_utf8_lossy(&script))
             }
         };
-        result.unwrap_or_else(|failure| {
-            eprintln!("gan-worker: {}", failure.message);
-            ExitCode::from(failure.code)
-        })
+        command::end("gan-worker", result)
     }
 }
 
 impl Train {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
-        logging::init(format, &LogTarget::Stderr).map_err(failed)?;
+        logging::init(format, &LogTarget::Stderr).map_err(Failure::failed)?;
         let device = device(&self.device)?;
         let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let options = Options {
@@ -180,10 +139,10 @@ impl Train {
             .worker_threads(2)
             .enable_all()
             .build()
-            .map_err(|error| failed(format!("can't start the runtime: {error}")))?;
+            .map_err(|error| Failure::failed(format!("can't start the runtime: {error}")))?;
         let exit = runtime.block_on(async {
             if let Some(listen) = self.metrics_listen {
-                let bound = metrics::install(listen, Role::Worker).map_err(failed)?;
+                let bound = metrics::install(listen, Role::Worker).map_err(Failure::failed)?;
                 tracing::info!("metrics on http://{}/metrics", bound.address());
             }
             Ok::<_, Failure>(super::run(options).await?)
@@ -245,26 +204,28 @@ fn determined_cublas() -> std::io::Result<()> {
 
 impl Sample {
     fn run(self) -> Result<ExitCode, Failure> {
-        let manifest = checkpoint::read_manifest(&self.checkpoint).map_err(failed)?;
+        let manifest = checkpoint::read_manifest(&self.checkpoint).map_err(Failure::failed)?;
         let averaged = manifest.ema && !self.no_ema;
         let file = if averaged {
             "generator_ema"
         } else {
             "generator"
         };
-        let (manifest, tensors) = checkpoint::read_file(&self.checkpoint, file).map_err(failed)?;
+        let (manifest, tensors) =
+            checkpoint::read_file(&self.checkpoint, file).map_err(Failure::failed)?;
         crate::torch::set_threads(1); // The same picture on any machine of a kind.
-        let sampler = Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(failed)?;
+        let sampler =
+            Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(Failure::failed)?;
         let pixels = sampler
             .draw(self.seed, self.count as usize)
-            .map_err(failed)?;
+            .map_err(Failure::failed)?;
         let columns = (1..).find(|c| c * c >= self.count).unwrap_or(1);
         let images = Images {
             channels: manifest.model.channels,
             size: manifest.model.image_size,
             pixels,
         };
-        sample::write_png(&self.out, &images, columns).map_err(failed)?;
+        sample::write_png(&self.out, &images, columns).map_err(Failure::failed)?;
         let weights = if averaged {
             "averaged weights"
         } else {
@@ -282,11 +243,11 @@ impl Sample {
 
 impl Inspect {
     fn run(self) -> Result<ExitCode, Failure> {
-        let (manifest, snapshot) = checkpoint::read(&self.checkpoint).map_err(failed)?;
+        let (manifest, snapshot) = checkpoint::read(&self.checkpoint).map_err(Failure::failed)?;
         if self.digest {
             return print(&format!("{}\n", checkpoint::digest(&snapshot)));
         }
-        let manifest = serde_json::to_string_pretty(&manifest).map_err(failed)?;
+        let manifest = serde_json::to_string_pretty(&manifest).map_err(Failure::failed)?;
         print(&format!("{manifest}\n"))
     }
 }

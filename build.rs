@@ -19,7 +19,10 @@ fn protocol() -> Result<(), Box<dyn Error>> {
         out.join("ganglion.v1.descriptors.bin"),
         prost::Message::encode_to_vec(&descriptors),
     )?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // One encoding serves all workers of a generation: a message holds a share of it, no copy.
+    tonic_prost_build::configure()
+        .bytes(".ganglion.v1.Assignment.members")
+        .compile_fds(descriptors)?;
     Ok(())
 }
 

@@ -1,25 +1,38 @@
 //! PURE. A worker's machine: what it does with what it hears.
 //!
-//! `Joining → Preparing → Waiting → Forming → Training → Finishing → Stopped`, and `Rejoining`
-//! when its generation broke. It hears the
-//! coordinator, its own training thread and the operating system; it answers with actions. This
-//! room knows no sockets, no tensors and no clock; `worker` drives it.
+//! Two things go on side by side. The *link* to the coordinator is down, greeting, or up; it is
+//! made again whenever it breaks. The *work* is
 //!
-//! Invariant 5 lives here: once it trains, a broken session with the coordinator changes nothing
-//! until the work that was handed out is done.
+//! ```text
+//! Unprepared ─▶ Preparing ─▶ Idle ◀─▶ Forming ─▶ Training ─▶ Finishing ─▶ Stopped
+//!                              ▲─────────┴──────────┘
+//!                 a pause, a broken collective: the state stays in memory
+//! ```
+//!
+//! The machine hears the coordinator, its own training thread and the operating system; it answers
+//! with actions. This room knows no sockets, no tensors and no clock; `worker` drives it.
+//!
+//! Invariant 5 lives here: once it trains, a broken link changes nothing until the work that was
+//! handed out is done. Invariant 3 has its worker's side here: what belongs to another generation
+//! than the present one has no effect.
 
+mod agreement;
 #[cfg(test)]
 mod tests;
 
+pub use agreement::{Newest, newest};
+#[cfg(test)]
+pub(crate) use agreement::oldest;
+
 use crate::ids::{Generation, Step};
-use crate::membership::{Finish, Now};
+use crate::membership::{Breakage, Close, Finish, Forming, Now, Standing};
 use std::time::Duration;
 
 /// First wait between two attempts to reach the coordinator; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// Longest wait between two attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
-/// For the coordinator to acknowledge that the worker has finished.
+/// For the coordinator to let a worker go that was told to.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What has happened.
@@ -32,12 +45,7 @@ pub enum Event {
     /// The session broke.
     Disconnected(String),
     /// The coordinator admits this worker.
-    Welcome {
-        /// Send a sign of life at least this often.
-        heartbeat: Duration,
-        /// For its word after a collective broke.
-        patience: Duration,
-    },
+    Welcome(Terms),
     /// The coordinator doesn't.
     Refused {
         /// Why.
@@ -45,10 +53,16 @@ pub enum Event {
         /// Coming back won't help.
         permanent: bool,
     },
-    /// A seat in a generation.
-    Assignment(Generation),
+    /// A seat in a generation; with a way to close it, if it is to do no step.
+    Assignment(Generation, Option<Close>),
     /// More shards for it.
     Work(Generation),
+    /// Raise the pause flag.
+    Pause(Generation),
+    /// The generation is over, and there is no other yet.
+    Hold(Generation, String),
+    /// This worker was told to go, and may.
+    Release,
     /// The job is to stop; to `drain` it is to stop and go on later.
     Stop {
         /// Whoever is told to go comes back.
@@ -61,45 +75,68 @@ pub enum Event {
         /// Complete, or stopped by a person.
         good: bool,
     },
-    /// The coordinator knows that this worker has finished.
+    /// The coordinator knows that this worker has finished, and that its work is safe.
     Acknowledged,
     /// The data is there, with this digest.
     Prepared(String),
-    /// The training thread is connected to its peers and holds the state.
-    Formed(Generation, Step),
+    /// The training thread is connected to its peers, and all hold this state.
+    Formed(Generation, Step, Forming),
+    /// The training thread saw a pause flag, and rests at this state.
+    Paused(Generation, Step),
     /// The training thread has nothing more to do.
     TrainingEnded(Generation, Step, Finish),
     /// A reduction broke off; the training thread keeps the newest whole state.
-    CollectiveFailed(Generation, Step, String),
+    CollectiveFailed(Generation, Step, Breakage),
     /// The worker can't go on.
     Failed(String),
     /// SIGTERM or SIGINT.
     Terminate,
 }
 
+/// What comes with a welcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// The coordinator knows this worker, and its generation goes on.
+    pub resumed: bool,
+    /// Send a sign of life at least this often.
+    pub heartbeat: Duration,
+    /// For the coordinator to be back, once it is lost (`deadlines.coordinator`).
+    pub patience: Duration,
+    /// For the last word, once this worker has finished: its peers may still be saving.
+    pub farewell: Duration,
+}
+
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Open a session and say Hello.
+    /// Open a session.
     Connect,
+    /// Say who this is and where it stands.
+    SayHello(Standing),
     /// Get the data ready.
     Prepare,
-    /// Tell the coordinator of the data.
+    /// Tell the coordinator of the data, and of the state that is held.
     SayReady(String),
     /// Hand the assignment that just came to the training thread.
     Form,
     /// Hand the work that just came to the training thread.
     GiveWork,
+    /// Call off every collective of generations before this one.
+    Abort(Generation, String),
     /// Tell the coordinator that the generation stands.
-    SayFormed(Generation, Step),
+    SayFormed(Generation, Step, Forming),
+    /// Raise the pause flag of this generation.
+    RaisePause(Generation),
     /// Raise the stop flag.
     RaiseStop,
     /// Raise the leaving flag.
     RaiseLeaving,
     /// Tell the coordinator that this worker was told to go.
     SayLeaving(Generation),
+    /// Tell the coordinator that training rests.
+    SayPaused(Generation, Step),
     /// Tell the coordinator that the generation is broken.
-    SayCollectiveFailed(Generation, Step, String),
+    SayCollectiveFailed(Generation, Step, Breakage),
     /// Tell the coordinator that nothing more will come.
     SayFinished(Generation, Step, Finish),
     /// Send a sign of life.
@@ -113,7 +150,7 @@ pub enum Action {
 pub enum Exit {
     /// The job is complete or was stopped by a person.
     Done,
-    /// Somebody was told to go, and the job stopped in good order, to go on later.
+    /// It was told to go, or the job is to go on later.
     Left,
     /// It can never take part in this job.
     Unfit(String),
@@ -133,137 +170,223 @@ impl Exit {
     }
 }
 
-/// What the worker is doing.
+/// The link to the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Phase {
-    /// Trying to reach the coordinator.
-    Joining {
+enum Link {
+    /// Trying to reach it.
+    Down {
         since: Now,
         retry_at: Option<Now>,
         backoff: Duration,
+        why: String,
     },
     /// Said Hello; waiting for Welcome.
-    Greeting { since: Now },
+    Greeting { since: Now, lost: Now },
+    /// Admitted.
+    Up,
+}
+
+/// What the worker is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Work {
+    /// It doesn't know the job yet.
+    Unprepared,
     /// Getting its data.
     Preparing,
-    /// Ready; waiting for a seat.
-    Waiting,
+    /// It has its data, and no seat. It may have had one.
+    Idle(Option<Rest>),
     /// Connecting to its peers.
     Forming(Generation),
     /// Doing steps.
     Training(Generation),
-    /// Its generation is broken; waiting for the coordinator's word.
-    Rejoining { since: Now, reason: String },
-    /// Said Finished; waiting for the acknowledgement.
-    Finishing { since: Now, exit: Exit },
+    /// Said Finished; waiting for the last word.
+    Finishing(Farewell),
     /// Over.
     Stopped,
+}
+
+/// Why a worker that has a seat does nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Rest {
+    generation: Generation,
+    breakage: Option<Breakage>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Farewell {
+    since: Now,
+    generation: Generation,
+    finish: Finish,
 }
 
 /// The machine.
 #[derive(Debug)]
 pub struct Session {
-    phase: Phase,
+    link: Link,
+    work: Work,
     /// For the coordinator to be reachable at the start.
     join: Duration,
-    connected: bool,
-    heartbeat: Duration,
-    patience: Duration,
+    terms: Option<Terms>,
     beat_at: Option<Now>,
+    /// The data's digest, once it is there.
+    prepared: Option<String>,
+    /// The newest generation that it took part in.
+    generation: Generation,
+    /// The newest state that it is known to hold.
+    step: Step,
+    /// It was told to go, and nobody needs to wait longer than this.
+    leaving: Option<Now>,
 }
 
 impl Session {
     /// A worker that wants to join, for at most `join`. The first action is to connect.
     pub fn new(join: Duration, now: Now) -> (Self, Vec<Action>) {
         let session = Self {
-            phase: Phase::Joining {
-                since: now,
-                retry_at: None,
-                backoff: BACKOFF_MIN,
-            },
+            link: Link::down(now, "it was not reached yet".to_owned()),
+            work: Work::Unprepared,
             join,
-            connected: false,
-            heartbeat: Duration::from_secs(1),
-            patience: join,
+            terms: None,
             beat_at: None,
+            prepared: None,
+            generation: Generation(0),
+            step: Step(0),
+            leaving: None,
         };
         (session, vec![Action::Connect])
     }
 
+    /// The generation that it takes part in, or took part in last.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    fn patience(&self) -> Duration {
+        self.terms.map_or(self.join, |terms| terms.patience)
+    }
+
+    /// Without the coordinator there is nothing that it could do.
+    fn waits_for_coordinator(&self) -> bool {
+        matches!(
+            self.work,
+            Work::Unprepared | Work::Preparing | Work::Idle(_) | Work::Finishing(_)
+        )
+    }
+
     /// When [`Session::handle_timeout`] wants to be called, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Now> {
-        let phase = match &self.phase {
-            Phase::Joining { retry_at, .. } => *retry_at,
-            Phase::Greeting { since } => Some(*since + self.join),
-            Phase::Rejoining { since, .. } => Some(*since + self.patience),
-            Phase::Finishing { since, .. } => Some(*since + FAREWELL),
+        if self.work == Work::Stopped {
+            return None;
+        }
+        let link = match &self.link {
+            Link::Down {
+                retry_at, since, ..
+            } => {
+                let given_up = self
+                    .waits_for_coordinator()
+                    .then(|| *since + self.patience());
+                [*retry_at, given_up].into_iter().flatten().min()
+            }
+            Link::Greeting { since, .. } => Some(*since + self.join.min(self.patience())),
+            Link::Up => None,
+        };
+        let farewell = match (&self.work, &self.terms) {
+            (Work::Finishing(farewell), Some(terms)) => Some(farewell.since + terms.farewell),
             _ => None,
         };
-        [phase, self.beat_at].into_iter().flatten().min()
+        let leaving = self.leaving.filter(|_| matches!(self.work, Work::Idle(_)));
+        let times = [link, farewell, leaving, self.beat_at];
+        times.into_iter().flatten().min()
     }
 
     /// The time has come that [`Session::next_deadline`] named (or any other).
     pub fn handle_timeout(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
+        if self.work == Work::Stopped {
+            return actions;
+        }
         if self.beat_at.is_some_and(|at| now >= at) {
-            self.beat_at = Some(now + self.heartbeat);
+            self.beat_at = self.terms.map(|terms| now + terms.heartbeat);
             actions.push(Action::Beat);
         }
-        match &mut self.phase {
-            Phase::Joining { retry_at, .. } if retry_at.is_some_and(|at| now >= at) => {
-                *retry_at = None;
-                actions.push(Action::Connect);
-            }
-            Phase::Greeting { since } if now >= *since + self.join => {
-                let waited = humantime::format_duration(self.join);
-                let reason = format!("the coordinator has not answered for {waited}");
-                self.exit(Exit::Failed(reason), &mut actions);
-            }
-            Phase::Rejoining { since, reason } if now >= *since + self.patience => {
-                let waited = humantime::format_duration(self.patience);
-                let reason = format!("{reason}; no word from the coordinator for {waited}");
-                self.exit(Exit::Failed(reason), &mut actions);
-            }
-            Phase::Finishing { since, exit } if now >= *since + FAREWELL => {
-                let exit = exit.clone();
+        self.keep_link(now, &mut actions);
+        match (&self.work, &self.terms) {
+            (Work::Finishing(farewell), Some(terms)) if now >= farewell.since + terms.farewell => {
+                let exit = exit_of(&farewell.finish);
                 self.exit(exit, &mut actions);
+            }
+            (Work::Idle(_), _) if self.leaving.is_some_and(|at| now >= at) => {
+                self.exit(Exit::Left, &mut actions);
             }
             _ => {}
         }
         actions
     }
 
+    /// Tries again, or gives up.
+    fn keep_link(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let patience = self.patience();
+        let waits = self.waits_for_coordinator();
+        match &mut self.link {
+            Link::Down { since, why, .. } if waits && now >= *since + patience => {
+                let (waited, why) = (humantime::format_duration(patience), why.clone());
+                self.give_up(
+                    format!("can't reach the coordinator, after {waited} of trying: {why}"),
+                    actions,
+                );
+            }
+            Link::Down { retry_at, .. } if retry_at.is_some_and(|at| now >= at) => {
+                *retry_at = None;
+                actions.push(Action::Connect);
+            }
+            Link::Greeting { since, lost } if now >= *since + self.join.min(patience) => {
+                let waited = humantime::format_duration(self.join.min(patience));
+                let why = format!("the coordinator has not answered for {waited}");
+                let lost = *lost;
+                if waits {
+                    self.give_up(why, actions);
+                } else {
+                    self.unreachable(why, lost, BACKOFF_MAX, now);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The coordinator doesn't come back.
+    fn give_up(&mut self, reason: String, actions: &mut Vec<Action>) {
+        let exit = match &self.work {
+            // What there was to do is done; only the last word is missing.
+            Work::Finishing(farewell) => exit_of(&farewell.finish),
+            _ if self.leaving.is_some() => Exit::Left,
+            _ => Exit::Failed(reason),
+        };
+        self.exit(exit, actions);
+    }
+
     /// Takes one event.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
-        match (event, self.phase.clone()) {
-            (_, Phase::Stopped) => {}
-            (Event::Connected, _) => {
-                self.connected = true;
-                if let Phase::Joining { .. } = self.phase {
-                    self.phase = Phase::Greeting { since: now };
+        if self.work == Work::Stopped {
+            return actions;
+        }
+        match event {
+            Event::Connected => {
+                let lost = match self.link {
+                    Link::Down { since, .. } => since,
+                    Link::Greeting { lost, .. } => lost,
+                    Link::Up => now,
+                };
+                self.link = Link::Greeting { since: now, lost };
+                actions.push(Action::SayHello(self.standing()));
+            }
+            Event::Unreachable(error) => {
+                if let Link::Down { since, backoff, .. } = self.link {
+                    self.unreachable(error, since, backoff, now);
                 }
             }
-            (Event::Unreachable(error), Phase::Joining { since, backoff, .. }) => {
-                self.unreachable(error, since, backoff, now, &mut actions);
-            }
-            (Event::Disconnected(why), phase) => {
-                self.disconnected(&why, phase, now, &mut actions);
-            }
-            (
-                Event::Welcome {
-                    heartbeat,
-                    patience,
-                },
-                Phase::Greeting { .. },
-            ) => {
-                self.heartbeat = heartbeat;
-                self.patience = patience;
-                self.beat_at = Some(now + heartbeat);
-                self.phase = Phase::Preparing;
-                actions.push(Action::Prepare);
-            }
-            (Event::Refused { reason, permanent }, _) => {
+            Event::Disconnected(why) => self.disconnected(why, now, &mut actions),
+            Event::Welcome(terms) => self.welcome(terms, now, &mut actions),
+            Event::Refused { reason, permanent } => {
                 let exit = if permanent {
                     Exit::Unfit(reason)
                 } else {
@@ -271,130 +394,242 @@ impl Session {
                 };
                 self.exit(exit, &mut actions);
             }
-            (Event::Prepared(digest), Phase::Preparing) => {
-                self.phase = Phase::Waiting;
-                actions.push(Action::SayReady(digest));
-            }
-            (Event::Assignment(generation), Phase::Waiting) => {
-                self.phase = Phase::Forming(generation);
-                actions.push(Action::Form);
-            }
-            (Event::Formed(formed, step), Phase::Forming(generation)) if formed == generation => {
-                self.phase = Phase::Training(generation);
-                actions.push(Action::SayFormed(generation, step));
-            }
-            // Invariant 3: only the present generation's work counts.
-            (Event::Work(given), Phase::Forming(now) | Phase::Training(now)) if given == now => {
+            Event::Assignment(generation, _) => self.assigned(generation, &mut actions),
+            Event::Work(generation) if self.within() == Some(generation) => {
                 actions.push(Action::GiveWork);
             }
-            (Event::Stop { drain }, Phase::Forming(_) | Phase::Training(_)) => {
-                actions.push(if drain {
-                    Action::RaiseLeaving
-                } else {
-                    Action::RaiseStop
-                });
+            Event::Pause(generation) if self.within() == Some(generation) => {
+                actions.push(Action::RaisePause(generation));
             }
-            (Event::Ended { outcome, good }, phase) => {
-                let exit = match phase {
-                    Phase::Finishing { exit, .. } => exit,
+            Event::Hold(generation, reason) => self.hold(generation, reason, now, &mut actions),
+            Event::Release if self.leaving.is_some() => self.exit(Exit::Left, &mut actions),
+            Event::Stop { drain } => actions.push(if drain {
+                Action::RaiseLeaving
+            } else {
+                Action::RaiseStop
+            }),
+            Event::Ended { outcome, good } => {
+                let exit = match &self.work {
+                    Work::Finishing(farewell) => exit_of(&farewell.finish),
                     _ if good => Exit::Done,
                     _ => Exit::Failed(format!("the job is over: {outcome}")),
                 };
                 self.exit(exit, &mut actions);
             }
-            (Event::TrainingEnded(ended, step, finish), Phase::Forming(generation))
-            | (Event::TrainingEnded(ended, step, finish), Phase::Training(generation))
-                if ended == generation =>
-            {
-                self.finish(generation, step, finish, now, &mut actions);
+            Event::Acknowledged => {
+                if let Work::Finishing(farewell) = &self.work {
+                    let exit = exit_of(&farewell.finish);
+                    self.exit(exit, &mut actions);
+                }
             }
-            (
-                Event::CollectiveFailed(failed, step, reason),
-                Phase::Forming(generation) | Phase::Training(generation),
-            ) if failed == generation => {
-                self.collective_failed(generation, step, reason, now, &mut actions);
+            Event::Prepared(digest) => self.prepared(digest, &mut actions),
+            Event::Terminate => self.terminate(now, &mut actions),
+            Event::Failed(reason) => {
+                let finish = Finish::Failed(reason);
+                self.finish(self.generation, self.step, finish, now, &mut actions);
             }
-            (Event::Failed(reason), Phase::Forming(generation) | Phase::Training(generation)) => {
-                self.finish(
-                    generation,
-                    Step(0),
-                    Finish::Failed(reason),
-                    now,
-                    &mut actions,
-                );
-            }
-            (Event::Failed(_), Phase::Finishing { .. }) => {}
-            (Event::Failed(reason), _) => {
-                let none = Generation(0);
-                self.finish(none, Step(0), Finish::Failed(reason), now, &mut actions);
-            }
-            (Event::Acknowledged, Phase::Finishing { exit, .. }) => self.exit(exit, &mut actions),
-            (Event::Terminate, phase) => self.terminate(phase, &mut actions),
+            Event::Formed(..)
+            | Event::Paused(..)
+            | Event::TrainingEnded(..)
+            | Event::CollectiveFailed(..) => self.trained(event, now, &mut actions),
             // What comes late, or twice, or from another generation, has no effect.
-            _ => {}
+            Event::Work(_) | Event::Pause(_) | Event::Release => {}
         }
         actions
     }
 
-    fn unreachable(
-        &mut self,
-        error: String,
-        since: Now,
-        backoff: Duration,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
-        if now >= since + self.join {
-            let waited = humantime::format_duration(self.join);
-            let reason = format!("can't reach the coordinator, after {waited} of trying: {error}");
-            self.exit(Exit::Failed(reason), actions);
+    /// What the training thread says. Of a generation that is over it says nothing new.
+    fn trained(&mut self, event: Event, now: Now, actions: &mut Vec<Action>) {
+        let (spoken, step) = match &event {
+            Event::Formed(generation, step, _)
+            | Event::Paused(generation, step)
+            | Event::TrainingEnded(generation, step, _)
+            | Event::CollectiveFailed(generation, step, _) => (*generation, *step),
+            _ => return,
+        };
+        self.step = self.step.max(step);
+        if self.within() != Some(spoken) {
             return;
         }
-        self.phase = Phase::Joining {
+        match event {
+            Event::Formed(generation, step, forming) => {
+                // Nobody holds more, and what was more is gone.
+                self.step = step;
+                self.work = Work::Training(generation);
+                self.say(Action::SayFormed(generation, step, forming), actions);
+            }
+            Event::Paused(generation, _) => self.rest(generation, None, now, actions),
+            Event::CollectiveFailed(generation, _, breakage) => {
+                self.rest(generation, Some(breakage), now, actions);
+            }
+            Event::TrainingEnded(generation, step, finish) => {
+                self.finish(generation, step, finish, now, actions);
+            }
+            _ => {}
+        }
+    }
+
+    /// The generation that it forms or trains in.
+    fn within(&self) -> Option<Generation> {
+        match self.work {
+            Work::Forming(generation) | Work::Training(generation) => Some(generation),
+            _ => None,
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        Standing {
+            generation: self.generation,
+            within: self.within().is_some() || matches!(self.work, Work::Finishing(_)),
+            step: self.step,
+        }
+    }
+
+    fn say(&self, word: Action, actions: &mut Vec<Action>) {
+        if self.link == Link::Up {
+            actions.push(word);
+        }
+    }
+
+    fn unreachable(&mut self, why: String, since: Now, backoff: Duration, now: Now) {
+        self.link = Link::Down {
             since,
             retry_at: Some(now + backoff),
             backoff: (backoff * 2).min(BACKOFF_MAX),
+            why,
         };
     }
 
-    fn disconnected(&mut self, why: &str, phase: Phase, now: Now, actions: &mut Vec<Action>) {
-        self.connected = false;
+    fn disconnected(&mut self, why: String, now: Now, actions: &mut Vec<Action>) {
         self.beat_at = None;
-        match phase {
-            Phase::Greeting { since } => {
-                self.unreachable(why.to_owned(), since, BACKOFF_MIN, now, actions);
-            }
-            Phase::Preparing | Phase::Waiting => {
-                let reason = format!("lost the coordinator before the job began: {why}");
-                self.exit(Exit::Failed(reason), actions);
-            }
-            Phase::Finishing { exit, .. } => self.exit(exit, actions),
-            // Invariant 5: nothing fails while there is work.
-            Phase::Joining { .. } | Phase::Forming(_) | Phase::Training(_) | Phase::Stopped => {}
-            Phase::Rejoining { reason, .. } => {
-                self.exit(Exit::Failed(format!("{reason}; {why}")), actions);
-            }
+        let since = match self.link {
+            Link::Greeting { lost, .. } => lost,
+            Link::Down { since, .. } => since,
+            Link::Up => now,
+        };
+        self.unreachable(why, since, BACKOFF_MIN, now);
+        // Nobody is left to let it go, and others hold what it holds.
+        if self.leaving.is_some() && matches!(self.work, Work::Idle(_)) {
+            self.exit(Exit::Left, actions);
         }
     }
 
-    fn collective_failed(
+    fn welcome(&mut self, terms: Terms, now: Now, actions: &mut Vec<Action>) {
+        if !matches!(self.link, Link::Greeting { .. }) {
+            return;
+        }
+        self.link = Link::Up;
+        self.terms = Some(terms);
+        self.beat_at = Some(now + terms.heartbeat);
+        if !terms.resumed && self.within().is_some() {
+            // It was taken for dead, and its peers have gone on without it. It comes back as a new
+            // worker: what it holds may still be of use.
+            let fenced = "this worker was given up, and its generation is over".to_owned();
+            actions.push(Action::Abort(self.generation.next(), fenced));
+            self.work = Work::Idle(None);
+        }
+        match self.work.clone() {
+            Work::Unprepared => {
+                self.work = Work::Preparing;
+                actions.push(Action::Prepare);
+            }
+            Work::Idle(rest) => match rest.filter(|_| terms.resumed) {
+                Some(rest) => actions.push(rest.word(self.step)),
+                None => {
+                    self.work = Work::Idle(None);
+                    let digest = self.prepared.clone().unwrap_or_default();
+                    actions.push(Action::SayReady(digest));
+                }
+            },
+            Work::Finishing(farewell) if terms.resumed => {
+                let Farewell {
+                    generation, finish, ..
+                } = farewell;
+                actions.push(Action::SayFinished(generation, self.step, finish));
+            }
+            Work::Finishing(_) => {
+                // The coordinator goes on without it; what it holds may still be of use.
+                self.work = Work::Idle(None);
+                let digest = self.prepared.clone().unwrap_or_default();
+                actions.push(Action::SayReady(digest));
+            }
+            Work::Preparing | Work::Forming(_) | Work::Training(_) | Work::Stopped => {}
+        }
+        if self.leaving.is_some() {
+            actions.push(Action::SayLeaving(self.generation));
+        }
+    }
+
+    fn prepared(&mut self, digest: String, actions: &mut Vec<Action>) {
+        if self.work != Work::Preparing {
+            return;
+        }
+        self.prepared = Some(digest.clone());
+        self.work = Work::Idle(None);
+        self.say(Action::SayReady(digest), actions);
+    }
+
+    fn assigned(&mut self, generation: Generation, actions: &mut Vec<Action>) {
+        // Invariant 3: an older generation has no effect, and neither has the same one again.
+        let ready = matches!(
+            self.work,
+            Work::Idle(_) | Work::Forming(_) | Work::Training(_) | Work::Finishing(_)
+        );
+        if !ready || generation <= self.generation {
+            return;
+        }
+        if self.within().is_some() {
+            let superseded = format!("generation {generation} takes its place");
+            actions.push(Action::Abort(generation, superseded));
+        }
+        self.generation = generation;
+        self.work = Work::Forming(generation);
+        actions.push(Action::Form);
+    }
+
+    fn hold(
         &mut self,
         generation: Generation,
-        step: Step,
         reason: String,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if !self.connected {
-            self.exit(Exit::Failed(reason), actions);
+        if generation < self.generation {
             return;
         }
-        actions.push(Action::SayCollectiveFailed(
+        self.leaving = self.leaving.map(|_| now + FAREWELL);
+        match &self.work {
+            Work::Forming(_) | Work::Training(_) => {
+                actions.push(Action::Abort(generation.next(), reason));
+            }
+            Work::Idle(_) | Work::Finishing(_) => {}
+            Work::Unprepared | Work::Preparing | Work::Stopped => return,
+        }
+        self.work = Work::Idle(None);
+        let digest = self.prepared.clone().unwrap_or_default();
+        self.say(Action::SayReady(digest), actions);
+    }
+
+    /// The training thread rests, with its state.
+    fn rest(
+        &mut self,
+        generation: Generation,
+        breakage: Option<Breakage>,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let rest = Rest {
             generation,
-            step,
-            reason.clone(),
-        ));
-        self.phase = Phase::Rejoining { since: now, reason };
+            breakage,
+        };
+        self.say(rest.word(self.step), actions);
+        self.work = Work::Idle(Some(rest));
+        if self.leaving.is_some() {
+            self.leaving = Some(now + FAREWELL);
+            if self.link != Link::Up {
+                self.exit(Exit::Left, actions);
+            }
+        }
     }
 
     fn finish(
@@ -405,33 +640,77 @@ impl Session {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let exit = match &finish {
-            Finish::Complete | Finish::Stopped => Exit::Done,
-            Finish::Left => Exit::Left,
-            Finish::Failed(reason) => Exit::Failed(reason.clone()),
-        };
-        if !self.connected {
-            self.exit(exit, actions);
+        if matches!(self.work, Work::Finishing(_)) {
             return;
         }
-        self.phase = Phase::Finishing { since: now, exit };
-        actions.push(Action::SayFinished(generation, step, finish));
+        if self.terms.is_none() || (self.link != Link::Up && matches!(finish, Finish::Failed(_))) {
+            self.exit(exit_of(&finish), actions);
+            return;
+        }
+        self.say(
+            Action::SayFinished(generation, step, finish.clone()),
+            actions,
+        );
+        self.work = Work::Finishing(Farewell {
+            since: now,
+            generation,
+            finish,
+        });
     }
 
-    fn terminate(&mut self, phase: Phase, actions: &mut Vec<Action>) {
-        match phase {
-            Phase::Forming(generation) | Phase::Training(generation) => {
+    fn terminate(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let first = self.leaving.is_none();
+        match &self.work {
+            Work::Forming(_) | Work::Training(_) => {
+                self.leaving = Some(now + FAREWELL);
                 actions.push(Action::RaiseLeaving);
-                actions.push(Action::SayLeaving(generation));
+                self.say(Action::SayLeaving(self.generation), actions);
             }
-            Phase::Finishing { .. } => {}
+            Work::Idle(_) if self.generation.0 > 0 && self.link == Link::Up => {
+                // It may be the last that holds the newest state.
+                if first {
+                    self.leaving = Some(now + FAREWELL);
+                    self.say(Action::SayLeaving(self.generation), actions);
+                }
+            }
+            Work::Finishing(_) => {}
             _ => self.exit(Exit::Left, actions),
         }
     }
 
     fn exit(&mut self, exit: Exit, actions: &mut Vec<Action>) {
-        self.phase = Phase::Stopped;
+        self.work = Work::Stopped;
         self.beat_at = None;
         actions.push(Action::Exit(exit));
+    }
+}
+
+impl Link {
+    fn down(since: Now, why: String) -> Self {
+        Link::Down {
+            since,
+            retry_at: None,
+            backoff: BACKOFF_MIN,
+            why,
+        }
+    }
+}
+
+impl Rest {
+    fn word(&self, step: Step) -> Action {
+        match &self.breakage {
+            None => Action::SayPaused(self.generation, step),
+            Some(breakage) => {
+                Action::SayCollectiveFailed(self.generation, step, breakage.clone())
+            }
+        }
+    }
+}
+
+fn exit_of(finish: &Finish) -> Exit {
+    match finish {
+        Finish::Complete | Finish::Stopped => Exit::Done,
+        Finish::Left => Exit::Left,
+        Finish::Failed(reason) => Exit::Failed(reason.clone()),
     }
 }

@@ -1,38 +1,63 @@
 //! PURE. The coordinator's machine: who takes part, and in which generation.
 //!
-//! `Gathering → Forming → Running → Stopping → Ended`. Events and the time come in, decisions go
-//! out as values, in the order in which they must be carried out: what is to be durable stands
-//! before the word that depends on it. This room knows no sockets, no files and no clock;
-//! `coordinator` drives it.
+//! ```text
+//! Gathering ─▶ Forming ─▶ Running ─▶ Stopping ─▶ Ended
+//!     ▲          ▲  ▲        │
+//!     │          │  └─ Pausing (a worker comes, goes, or is slow: all rest at the same step)
+//!     └──────────┴──── death: the next generation at once; too few: wait
+//! Recovering ─▶ Running (the coordinator was started again, and everybody is still there)
+//! ```
 //!
-//! In this version a job starts when all expected workers are there and ends when one is lost.
-//! Nothing here fixes the membership, though: seats are dealt anew for each generation, and
-//! [`Source`] says where its state comes from.
+//! Events and the time come in, decisions go out as values, in the order in which they must be
+//! carried out: what is to be durable stands before the word that depends on it. This room knows no
+//! sockets, no files and no clock; `coordinator` drives it.
+//!
+//! Where a generation's state comes from is not decided here: its workers find out among
+//! themselves who holds the newest ([`crate::session::newest`]), so nothing depends on how late a
+//! report is.
+//!
+//! - `arriving`: Hello, Ready, and the workers of before a restart;
+//! - `forming`: seats, pauses, and what follows a broken generation;
+//! - `running`: progress, checkpoints, slow workers;
+//! - `ending`: who leaves, who is lost, and the end of the job;
+//! - `balance`: how many replicas each hosts.
 
+mod arriving;
+pub mod balance;
+mod ending;
+mod forming;
 mod members;
+mod running;
 #[cfg(test)]
 mod tests;
 mod words;
 
-pub use members::{Member, MemberState, Now, Rules, deal};
+pub use members::{Member, MemberState, Now, Rules};
 pub use words::{
-    Action, Cause, CheckpointRecord, DeviceKind, Event, EventKind, Facts, Finish, Order, Outcome,
-    Phase, Record, Seat, Source,
+    Action, Assignment, Breakage, Cause, CheckpointRecord, Close, DeviceKind, Event, EventKind,
+    Facts, Finish, Forming, Order, Outcome, Phase, Record, Recovery, Seat, Standing, Word,
 };
 
-use crate::ids::{Generation, Rank, Step, WorkerId};
+use crate::ids::{Generation, Step, WorkerId};
+use ending::Ending;
+use forming::Trouble;
+use running::{Balance, Clock};
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::time::Duration;
+use std::sync::Arc;
 
-/// How long the machine waits for the death notice that explains a failed collective.
-const EXPLANATION: Duration = Duration::from_secs(2);
-
-/// Steps that are handed out ahead, at least: what workers live on while no coordinator is there.
-const LOOKAHEAD_STEPS: u64 = 1000;
-
-/// Epochs that are handed out ahead, at least.
-const LOOKAHEAD_EPOCHS: u64 = 2;
+/// What the ledger knows when a coordinator begins.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// The newest generation that was ever persisted.
+    pub generation: Generation,
+    /// Its workers, by rank, unless nobody of them is left.
+    pub seats: Vec<Seat>,
+    /// The newest state that some worker has reached.
+    pub reached: Step,
+    /// The newest whole checkpoint.
+    pub checkpoint: Option<CheckpointRecord>,
+}
 
 /// The machine.
 #[derive(Debug)]
@@ -44,34 +69,81 @@ pub struct Membership {
     members: BTreeMap<WorkerId, Member>,
     /// The newest generation that was ever persisted.
     generation: Generation,
-    source: Source,
+    /// The newest generation that some worker has spoken of.
+    heard: Generation,
+    /// Its seats, by rank.
+    seats: Arc<[Seat]>,
+    /// The state that its workers agreed on, once they have.
+    from: Option<Step>,
+    /// A generation has been formed, in this coordinator's life or before.
+    begun: bool,
+    checkpoint: Option<CheckpointRecord>,
+    /// The newest state that some worker has reached.
+    reached: Step,
     /// The epochs that were handed out.
     assigned: Range<u64>,
-    /// A failed collective that waits for the death notice that explains it.
-    unexplained: Option<(Now, String)>,
-    /// How members finished.
-    finished_step: Step,
-    stopped: bool,
-    drained: bool,
+    /// Why the next generation is formed, while it can't be.
+    cause: Cause,
+    /// What has gone wrong with the present generation.
+    trouble: Trouble,
+    /// Of the recovery that is under way.
+    clock: Option<Clock>,
+    balance: Balance,
+    /// How the job is to end, once it is to.
+    ending: Option<Ending>,
+    /// Rank 0 has finished: the last checkpoint is safe.
+    saved: bool,
+    /// No lease ends before: renewing one costs nothing.
+    lapse_at: Now,
+    #[cfg(test)]
+    pub(crate) bugs: Bugs,
+}
+
+/// Mistakes that the simulation must find: each is one that somebody has made.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bugs {
+    /// What an older generation says has an effect.
+    pub(crate) stale_generation_accepted: bool,
+    /// A generation is spoken before it is durable.
+    pub(crate) spoken_before_persisted: bool,
 }
 
 impl Membership {
-    /// A machine that gathers workers. `generation` is the newest that the ledger knows.
-    pub fn new(rules: Rules, generation: Generation, source: Source, now: Now) -> Self {
-        let reached = source.step();
-        Self {
-            rules,
+    /// A machine that gathers workers, or waits for those of before to come back.
+    pub fn new(rules: Rules, past: Past, now: Now) -> Self {
+        let Past {
+            generation,
+            seats,
+            reached,
+            checkpoint,
+        } = past;
+        let saved = checkpoint.as_ref().map_or(Step(0), |c| c.step);
+        let mut machine = Self {
             phase: Phase::Gathering,
             since: now,
             members: BTreeMap::new(),
             generation,
-            source,
+            heard: generation,
+            seats: Arc::from([]),
+            from: None,
+            begun: false,
+            reached: reached.max(saved),
+            checkpoint,
             assigned: 0..0,
-            unexplained: None,
-            finished_step: reached,
-            stopped: false,
-            drained: false,
-        }
+            cause: Cause::Start,
+            trouble: Trouble::default(),
+            clock: None,
+            balance: Balance::new(now),
+            ending: None,
+            saved: false,
+            lapse_at: now,
+            #[cfg(test)]
+            bugs: Bugs::default(),
+            rules,
+        };
+        machine.expect_back(seats, now);
+        machine
     }
 
     /// Where the job stands.
@@ -84,38 +156,61 @@ impl Membership {
         self.generation
     }
 
-    /// Everybody who has a session.
+    /// Everybody who has a session, or is expected back.
     pub fn members(&self) -> &BTreeMap<WorkerId, Member> {
         &self.members
     }
 
-    /// The newest state that some worker holds.
+    /// The worker that this process is known as.
+    pub fn known(&self, incarnation: &str) -> Option<WorkerId> {
+        let mut members = self.members.iter();
+        let known = members.find(|(_, member)| member.facts.incarnation == incarnation);
+        known.map(|(worker, _)| *worker)
+    }
+
+    /// The newest state that some worker has reached.
     pub fn reached(&self) -> Step {
-        let newest = self.members.values().map(|member| member.step).max();
-        newest.unwrap_or_default().max(self.finished_step)
+        self.reached
     }
 
     /// Who is waited for, for people.
     pub fn waiting_for(&self) -> String {
-        let count = |state| self.members.values().filter(|m| m.state == state).count();
         match &self.phase {
             Phase::Gathering => format!(
                 "waiting for workers: {} of {} ready, {} preparing their data",
-                count(MemberState::Ready),
-                self.rules.expected,
-                count(MemberState::Preparing),
+                self.staying(self.since).len(),
+                self.needed(),
+                self.count(MemberState::Preparing),
             ),
+            Phase::Recovering => {
+                format!(
+                    "waiting for {} to come back",
+                    self.names(&[MemberState::Absent])
+                )
+            }
             Phase::Forming => format!(
                 "waiting for {} to connect",
                 self.names(&[MemberState::Forming])
             ),
             Phase::Running => String::new(),
+            Phase::Pausing(cause) => format!(
+                "waiting for {} to end the step ({cause})",
+                self.names(&[MemberState::Training, MemberState::Forming])
+            ),
             Phase::Stopping => format!(
                 "waiting for {} to finish",
-                self.names(&[MemberState::Forming, MemberState::Training])
+                self.names(&[
+                    MemberState::Forming,
+                    MemberState::Training,
+                    MemberState::Paused
+                ])
             ),
             Phase::Ended(outcome) => outcome.to_string(),
         }
+    }
+
+    fn count(&self, state: MemberState) -> usize {
+        self.members.values().filter(|m| m.state == state).count()
     }
 
     fn names(&self, states: &[MemberState]) -> String {
@@ -123,7 +218,7 @@ impl Membership {
             .members
             .iter()
             .filter(|(_, member)| states.contains(&member.state))
-            .map(|(id, member)| format!("worker {id} ({})", member.facts))
+            .map(|(worker, member)| name(*worker, member))
             .collect();
         if names.is_empty() {
             "nobody".to_owned()
@@ -132,518 +227,236 @@ impl Membership {
         }
     }
 
+    /// How many workers it takes to go on.
+    fn needed(&self) -> u32 {
+        if self.begun {
+            self.rules.min
+        } else {
+            self.rules.expected
+        }
+    }
+
+    fn seated(&self) -> impl Iterator<Item = (WorkerId, &Member)> {
+        let seats = self.seats.iter();
+        seats.filter_map(|seat| {
+            let member = self.members.get(&seat.worker)?;
+            member.seat.is_some().then_some((seat.worker, member))
+        })
+    }
+
     /// When [`Membership::handle_timeout`] wants to be called, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Now> {
         if let Phase::Ended(_) = self.phase {
             return None;
         }
-        let phase = self.phase_deadline();
-        let explanation = self.unexplained.as_ref().map(|(at, _)| *at + EXPLANATION);
-        let lapse = self
+        let lapse = (!self.members.is_empty()).then_some(self.lapse_at);
+        let unbarred = self
             .members
             .values()
-            .filter(|member| member.state != MemberState::Finished)
-            .map(|member| member.seen_at + self.rules.heartbeat)
+            .map(|member| member.barred_until)
+            .filter(|at| *at > self.since)
             .min();
-        [phase, explanation, lapse].into_iter().flatten().min()
+        let times = [
+            self.phase_deadline(),
+            self.trouble.explained_by(),
+            lapse,
+            unbarred,
+        ];
+        times.into_iter().flatten().min()
     }
 
     fn phase_deadline(&self) -> Option<Now> {
-        match self.phase {
-            Phase::Gathering => Some(self.since + self.rules.join),
-            Phase::Forming => Some(self.since + self.rules.form),
-            Phase::Stopping => Some(self.since + self.rules.finish),
-            Phase::Running | Phase::Ended(_) => None,
-        }
+        let length = match self.phase {
+            Phase::Gathering => self.rules.join,
+            Phase::Recovering => self.rules.heartbeat,
+            // The workers' own deadline comes first, and says more.
+            Phase::Forming => self.rules.form + self.rules.form / 4,
+            Phase::Pausing(_) => self.rules.pause,
+            Phase::Stopping => self.rules.finish,
+            Phase::Running | Phase::Ended(_) => return None,
+        };
+        Some(self.since + length)
     }
 
     /// The time has come that [`Membership::next_deadline`] named (or any other).
     pub fn handle_timeout(&mut self, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
+        if let Phase::Ended(_) = self.phase {
+            return actions;
+        }
+        if now >= self.lapse_at {
+            self.lapse(now, &mut actions);
+        }
+        self.explain(now, &mut actions);
+        if self.phase_deadline().is_some_and(|at| now >= at) {
+            self.overdue(now, &mut actions);
+        }
+        self.settle(now, &mut actions);
+        self.lift_bars(now);
+        actions
+    }
+
+    /// Gives up who has shown no sign of life.
+    fn lapse(&mut self, now: Now, actions: &mut Vec<Action>) {
         let heartbeat = self.rules.heartbeat;
         let silent: Vec<WorkerId> = self
             .members
             .iter()
-            .filter(|(_, m)| m.state != MemberState::Finished && now >= m.seen_at + heartbeat)
-            .map(|(id, _)| *id)
+            .filter(|(_, m)| m.state != MemberState::Absent && now >= m.seen_at + heartbeat)
+            .map(|(worker, _)| *worker)
             .collect();
-        for worker in silent {
-            actions.push(Action::Close(worker));
-            let why = format!(
-                "no sign of life for {}",
-                humantime::format_duration(heartbeat)
-            );
-            actions.extend(self.lost(worker, &why));
+        let why = format!(
+            "no sign of life for {}",
+            humantime::format_duration(heartbeat)
+        );
+        self.give_up(silent, &why, now, actions);
+        // An absent member's own deadline is the phase's.
+        let present = self.members.values();
+        let present = present.filter(|member| member.state != MemberState::Absent);
+        let oldest = present.map(|member| member.seen_at).min();
+        self.lapse_at = oldest.unwrap_or(now) + heartbeat;
+    }
+
+    /// The coordinator itself was stopped, or had no time, for so long: nobody could be heard, so
+    /// nobody's silence counts.
+    pub fn slept(&mut self, length: std::time::Duration) {
+        for member in self.members.values_mut() {
+            member.seen_at += length;
         }
-        if let Some((at, reason)) = self.unexplained.clone()
-            && now >= at + EXPLANATION
-        {
-            self.fail(reason, &mut actions);
+        self.since += length;
+        self.lapse_at += length;
+        self.trouble.slept(length);
+    }
+
+    /// The phase has lasted too long.
+    fn overdue(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let waited = humantime::format_duration(now.saturating_sub(self.since));
+        let reason = format!("{} (for {waited})", self.waiting_for());
+        let stuck = |states: &[MemberState]| -> Vec<WorkerId> {
+            let stuck = self.seated().filter(|(_, m)| states.contains(&m.state));
+            stuck.map(|(worker, _)| worker).collect()
+        };
+        match self.phase {
+            Phase::Gathering => self.give_up_waiting(reason, now, actions),
+            Phase::Recovering => {
+                let absent = stuck(&[MemberState::Absent]);
+                let why = "it has not come back since the coordinator was started again";
+                self.give_up(absent, why, now, actions);
+            }
+            Phase::Forming => {
+                let why = "it has not connected to its peers in time (deadlines.form)";
+                self.give_up(stuck(&[MemberState::Forming]), why, now, actions);
+            }
+            Phase::Pausing(_) => {
+                let why = "it has not ended its step in time (deadlines.collective)";
+                let stuck = stuck(&[MemberState::Training, MemberState::Forming]);
+                self.give_up(stuck, why, now, actions);
+            }
+            Phase::Stopping => self.fail(reason, actions),
+            Phase::Running | Phase::Ended(_) => {}
         }
-        if self.phase_deadline().is_some_and(|at| now >= at) {
-            let waited = humantime::format_duration(now.saturating_sub(self.since));
-            let reason = format!("{} (for {waited})", self.waiting_for());
-            self.fail(reason, &mut actions);
-        }
-        actions
     }
 
     /// Takes one event.
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
-        if let Event::Hello(worker, facts) = event {
-            return self.hello(worker, facts, now);
-        }
+        let mut actions = Vec::new();
         match event {
-            Event::Stop(reason) => return self.stop(&reason, false, now),
-            Event::Drain(reason) => return self.stop(&reason, true, now),
+            Event::Said(worker, word) => self.said(worker, word, now, &mut actions),
+            Event::Lost(worker, why) => self.lost(worker, &why, now, &mut actions),
+            Event::Stop(reason) => self.stop(&reason, Ending::Stopped, now, &mut actions),
+            Event::Drain(reason) => self.stop(&reason, Ending::Drained, now, &mut actions),
             // A stop that is under way has a deadline of its own.
-            Event::Fail(_) if self.phase == Phase::Stopping => return Vec::new(),
-            Event::Fail(reason) => {
-                let mut actions = Vec::new();
-                self.fail(reason, &mut actions);
-                return actions;
-            }
-            _ => {}
+            Event::Fail(_) if self.phase == Phase::Stopping => {}
+            Event::Fail(reason) => self.fail(reason, &mut actions),
         }
-        let worker = event.worker();
-        let Some(member) = worker.and_then(|worker| self.members.get_mut(&worker)) else {
-            return Vec::new(); // Refused, or already given up: it can't do harm.
+        self.settle(now, &mut actions);
+        actions
+    }
+
+    fn said(&mut self, worker: WorkerId, word: Word, now: Now, actions: &mut Vec<Action>) {
+        if let Word::Hello(facts, standing) = word {
+            self.hello(worker, facts, standing, now, actions);
+            return;
+        }
+        let Some(member) = self.members.get_mut(&worker) else {
+            return; // Refused, or already given up: it can't do harm.
         };
         member.seen_at = now;
         // Invariant 3: what an older generation says has no effect.
-        if let Some(spoken) = event.generation() {
+        if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
-            // Who never had a seat may still say that it goes.
-            let goes = matches!(event, Event::Finished(..) | Event::Leaving(..));
-            let spare_goes = goes && member.seat.is_none();
-            if !(present || spare_goes) {
-                return Vec::new();
+            // Who never had a seat may still say that it can't go on.
+            let unfit = matches!(word, Word::Finished(..)) && member.seat.is_none();
+            if !(present || unfit || self.accepts_stale()) {
+                return;
             }
         }
-        match event {
-            Event::Ready(worker, digest) => self.ready(worker, &digest, now),
-            Event::Formed(worker, _, step) => self.formed(worker, step, now),
-            Event::Progress(worker, _, step) => self.progress(worker, step),
-            Event::CheckpointWritten(_, _, checkpoint) => self.checkpoint(checkpoint),
-            Event::CheckpointFailed(worker, _, step, error) => {
+        match word {
+            Word::Hello(..) => {}
+            Word::Ready(digest, step) => self.ready(worker, &digest, step, actions),
+            Word::Formed(_, step, forming) => self.formed(worker, step, forming, now, actions),
+            Word::Progress(_, step) => self.progress(worker, step, now, actions),
+            Word::Heartbeat(generation, step, pace) => {
+                if generation == self.generation && member.seat.is_some() {
+                    self.heartbeat(worker, step, pace, now, actions);
+                }
+            }
+            Word::CheckpointWritten(_, checkpoint) => self.checkpoint(checkpoint, actions),
+            Word::CheckpointFailed(_, step, error) => {
                 let told = format!("step {step}, by worker {worker}: {error}");
-                vec![Action::Persist(Record::Event(
-                    EventKind::CheckpointFailed,
-                    told,
-                ))]
+                let kind = EventKind::CheckpointFailed;
+                actions.push(Action::Persist(Record::Event(kind, told)));
             }
-            Event::CollectiveFailed(worker, _, step, reason) => {
-                self.collective_failed(worker, step, &reason, now)
+            Word::Paused(_, step) => self.paused(worker, step),
+            Word::CollectiveFailed(_, step, breakage) => {
+                self.collective_failed(worker, step, breakage, now, actions);
             }
-            Event::Leaving(worker, _) => self.leaving(worker, now),
-            Event::Finished(worker, _, step, finish) => self.finished(worker, step, finish, now),
-            Event::Lost(worker, why) => self.lost(worker, &why),
-            Event::Heartbeat(_)
-            | Event::Hello(..)
-            | Event::Stop(_)
-            | Event::Drain(_)
-            | Event::Fail(_) => Vec::new(),
+            Word::Leaving(_) => self.leaving(worker, now, actions),
+            Word::Finished(_, step, finish) => self.finished(worker, step, finish, now, actions),
         }
     }
 
-    fn hello(&mut self, worker: WorkerId, facts: Facts, now: Now) -> Vec<Action> {
-        let refuse = |reason: String, permanent: bool| {
-            vec![
-                Action::Persist(Record::Event(
-                    EventKind::Refused,
-                    format!("worker {worker} ({facts}): {reason}"),
-                )),
-                Action::Send(worker, Order::Refused { reason, permanent }),
-                Action::Close(worker),
-            ]
-        };
-        match &self.phase {
-            Phase::Gathering => {}
-            Phase::Ended(outcome) => {
-                let ended = Order::Ended(outcome.clone());
-                return vec![Action::Send(worker, ended), Action::Close(worker)];
-            }
-            _ => {
-                return refuse(
-                    "the job is running; a running job takes no further workers in this version"
-                        .to_owned(),
-                    true,
-                );
+    fn accepts_stale(&self) -> bool {
+        #[cfg(test)]
+        return self.bugs.stale_generation_accepted;
+        #[cfg(not(test))]
+        false
+    }
+
+    /// Decides what follows from where everybody stands now.
+    fn settle(&mut self, now: Now, actions: &mut Vec<Action>) {
+        // One change may lead to the next: a generation that has formed may have to pause.
+        for _ in 0..4 {
+            let before = (self.phase.clone(), self.generation);
+            self.settle_once(now, actions);
+            if before == (self.phase.clone(), self.generation) {
+                return;
             }
         }
-        if self.members.len() >= self.rules.max as usize {
-            return refuse(
-                format!("the job has its {} workers already", self.rules.max),
-                true,
-            );
-        }
-        let first = self
-            .members
-            .values()
-            .next()
-            .map(|first| &first.facts.device);
-        if let Some(device) = self.rules.device.as_ref().or(first)
-            && *device != facts.device
-        {
-            return refuse(
-                format!(
-                    "this job runs on {device}, and {} would give other bits; \
-                     use devices of one kind, and one version of libtorch",
-                    facts.device
-                ),
-                true,
-            );
-        }
-        let joined = Record::Event(
-            EventKind::Joined,
-            format!("worker {worker} ({facts}) on {}", facts.device),
-        );
-        self.members.insert(
-            worker,
-            Member {
-                facts,
-                state: MemberState::Preparing,
-                seat: None,
-                step: Step(0),
-                seen_at: now,
-            },
-        );
-        vec![
-            Action::Persist(joined),
-            Action::Send(worker, Order::Welcome),
-        ]
     }
 
-    fn ready(&mut self, worker: WorkerId, digest: &str, now: Now) -> Vec<Action> {
-        let Some(member) = self.members.get_mut(&worker) else {
-            return Vec::new();
-        };
-        if digest != self.rules.data_digest {
-            let reason = format!(
-                "its data has digest {digest}, but the job's has {}: both must read the same samples",
-                self.rules.data_digest
-            );
-            let refused = format!("worker {worker} ({}): {reason}", member.facts);
-            self.members.remove(&worker);
-            return vec![
-                Action::Persist(Record::Event(EventKind::Refused, refused)),
-                Action::Send(
-                    worker,
-                    Order::Refused {
-                        reason,
-                        permanent: true,
-                    },
-                ),
-                Action::Close(worker),
-            ];
-        }
-        if member.state == MemberState::Preparing {
-            member.state = MemberState::Ready;
-        }
-        let ready = self
-            .members
-            .values()
-            .filter(|m| m.state == MemberState::Ready);
-        if self.phase == Phase::Gathering && ready.count() >= self.rules.expected as usize {
-            return self.form(Cause::Start, now);
-        }
-        Vec::new()
-    }
-
-    /// Deals seats to everybody who is ready, and speaks the next generation.
-    fn form(&mut self, cause: Cause, now: Now) -> Vec<Action> {
-        self.generation = self.generation.next();
-        let ready: Vec<WorkerId> = self
-            .members
-            .iter()
-            .filter(|(_, member)| member.state == MemberState::Ready)
-            .map(|(id, _)| *id)
-            .collect();
-        let shares = deal(self.rules.replicas, ready.len() as u32);
-        let mut seats = Vec::with_capacity(ready.len());
-        for (rank, (worker, replicas)) in ready.into_iter().zip(shares).enumerate() {
-            let Some(member) = self.members.get_mut(&worker) else {
-                continue;
-            };
-            let seat = Seat {
-                worker,
-                rank: Rank(rank as u32),
-                replicas,
-                address: member.facts.collective.clone(),
-            };
-            member.state = MemberState::Forming;
-            member.seat = Some(seat.clone());
-            member.step = self.source.step();
-            seats.push(seat);
-        }
-        let first = self.source.step().0 / self.rules.steps_per_epoch;
-        self.assigned = first..self.horizon(self.source.step());
-        self.enter(Phase::Forming, now);
-        let mut actions = Vec::new();
-        if self.rules.device.is_none() {
-            let first = self.members.values().next();
-            self.rules.device = first.map(|first| first.facts.device.clone());
-            actions.extend(
-                self.rules
-                    .device
-                    .clone()
-                    .map(|d| Action::Persist(Record::Device(d))),
-            );
-        }
-        actions.extend([
-            Action::Persist(Record::Generation {
-                generation: self.generation,
-                cause,
-                seats: seats.clone(),
-            }),
-            Action::Persist(Record::Assigned {
-                generation: self.generation,
-                epochs: self.assigned.clone(),
-            }),
-        ]);
-        for seat in &seats {
-            actions.push(Action::Send(
-                seat.worker,
-                Order::Assignment {
-                    generation: self.generation,
-                    rank: seat.rank,
-                    seats: seats.clone(),
-                    source: self.source.clone(),
-                    epochs: self.assigned.clone(),
-                },
-            ));
-        }
-        actions
-    }
-
-    /// One past the last epoch that should be handed out when `step` is reached.
-    fn horizon(&self, step: Step) -> u64 {
-        let a_pass = self.rules.steps_per_epoch;
-        let ahead = (LOOKAHEAD_EPOCHS * a_pass).max(LOOKAHEAD_STEPS);
-        let until = step.0.saturating_add(ahead).min(self.rules.total_steps);
-        until.div_ceil(a_pass)
-    }
-
-    fn formed(&mut self, worker: WorkerId, step: Step, now: Now) -> Vec<Action> {
-        let Some(member) = self.members.get_mut(&worker) else {
-            return Vec::new();
-        };
-        if member.state == MemberState::Forming {
-            member.state = MemberState::Training;
-            member.step = step;
-        }
-        let all = self
-            .members
-            .values()
-            .filter(|member| member.seat.is_some())
-            .all(|member| member.state != MemberState::Forming);
-        if self.phase != Phase::Forming || !all {
-            return Vec::new();
-        }
-        self.enter(Phase::Running, now);
-        vec![Action::Persist(Record::Event(
-            EventKind::Running,
-            format!("generation {} from step {step}", self.generation),
-        ))]
-    }
-
-    fn progress(&mut self, worker: WorkerId, step: Step) -> Vec<Action> {
-        let before = self.reached();
-        if let Some(member) = self.members.get_mut(&worker) {
-            member.step = member.step.max(step);
-        }
-        if step <= before {
-            return Vec::new();
-        }
-        let mut actions = vec![Action::Persist(Record::Reached(step))];
-        let horizon = self.horizon(step);
-        if horizon > self.assigned.end {
-            let epochs = self.assigned.end..horizon;
-            self.assigned.end = horizon;
-            actions.push(Action::Persist(Record::Assigned {
-                generation: self.generation,
-                epochs: epochs.clone(),
-            }));
-            for (worker, member) in &self.members {
-                if member.seat.is_some() && member.state != MemberState::Finished {
-                    let generation = self.generation;
-                    let epochs = epochs.clone();
-                    actions.push(Action::Send(*worker, Order::Work { generation, epochs }));
-                }
-            }
-        }
-        actions
-    }
-
-    fn checkpoint(&mut self, checkpoint: CheckpointRecord) -> Vec<Action> {
-        let told = format!("step {} in {}", checkpoint.step, checkpoint.path);
-        if checkpoint.step >= self.source.step() {
-            self.source = Source::Checkpoint(checkpoint.clone());
-        }
-        vec![
-            // It may come before the progress that led to it.
-            Action::Persist(Record::Reached(checkpoint.step)),
-            Action::Persist(Record::Checkpoint(checkpoint)),
-            Action::Persist(Record::Event(EventKind::Checkpoint, told)),
-        ]
-    }
-
-    fn collective_failed(
-        &mut self,
-        worker: WorkerId,
-        step: Step,
-        reason: &str,
-        now: Now,
-    ) -> Vec<Action> {
-        let facts = self.members.get(&worker).map(|member| &member.facts);
-        let who = facts.map_or_else(String::new, |facts| format!(" ({facts})"));
-        let told = format!("worker {worker}{who} at step {step}: {reason}");
-        self.unexplained.get_or_insert((now, told));
-        Vec::new()
-    }
-
-    fn leaving(&mut self, worker: WorkerId, now: Now) -> Vec<Action> {
-        let facts = self.members.get(&worker).map(|member| &member.facts);
-        let who = facts.map_or_else(String::new, |facts| format!(" ({facts})"));
-        let seated = self.members.get(&worker).is_some_and(|m| m.seat.is_some());
-        let reason = format!("worker {worker}{who} was told to go");
-        let mut actions = vec![Action::Persist(Record::Event(
-            EventKind::Leaving,
-            reason.clone(),
-        ))];
-        if seated {
-            // This version can't go on without it.
-            actions.extend(self.stop(&reason, true, now));
-        }
-        actions
-    }
-
-    fn finished(&mut self, worker: WorkerId, step: Step, finish: Finish, now: Now) -> Vec<Action> {
-        let Some(member) = self.members.get_mut(&worker) else {
-            return Vec::new();
-        };
-        if member.seat.is_none() {
-            // It never took part: the job waits for another one.
-            let told = format!("worker {worker} ({}): {finish}", member.facts);
-            self.members.remove(&worker);
-            return vec![
-                Action::Persist(Record::Event(EventKind::Died, told)),
-                Action::Send(worker, Order::Acknowledged),
-            ];
-        }
-        member.state = MemberState::Finished;
-        member.step = member.step.max(step);
-        let who = format!("worker {worker} ({})", member.facts);
-        self.finished_step = self.finished_step.max(step);
-        let mut actions = vec![Action::Send(worker, Order::Acknowledged)];
-        match finish {
-            Finish::Failed(reason) => {
-                self.fail(format!("{who}: {reason}"), &mut actions);
-                return actions;
-            }
-            Finish::Stopped => self.stopped = true,
-            Finish::Left => self.drained = true,
-            Finish::Complete => {}
-        }
-        let all = self
-            .members
-            .values()
-            .filter(|member| member.seat.is_some())
-            .all(|member| member.state == MemberState::Finished);
-        if all {
-            actions.push(Action::Persist(Record::Reached(self.finished_step)));
-            let step = self.finished_step;
-            let outcome = match (self.stopped, self.drained) {
-                _ if step.0 >= self.rules.total_steps => Outcome::Complete(step),
-                (true, _) => Outcome::Stopped(step),
-                (false, true) => Outcome::Drained(step),
-                (false, false) => Outcome::Complete(step),
-            };
-            self.end(outcome, &mut actions);
-        } else if self.phase != Phase::Stopping && !matches!(self.phase, Phase::Ended(_)) {
-            self.enter(Phase::Stopping, now);
-        }
-        actions
-    }
-
-    fn lost(&mut self, worker: WorkerId, why: &str) -> Vec<Action> {
-        let Some(member) = self.members.get(&worker) else {
-            return Vec::new();
-        };
-        if member.state == MemberState::Finished || matches!(self.phase, Phase::Ended(_)) {
-            return Vec::new();
-        }
-        let told = format!("worker {worker} ({}): {why}", member.facts);
-        let seated = member.seat.is_some();
-        let step = member.step;
-        self.members.remove(&worker);
-        let mut actions = vec![Action::Persist(Record::Event(
-            EventKind::Died,
-            told.clone(),
-        ))];
-        if seated {
-            self.fail(
-                format!("lost {told}; its last reported step was {step}"),
-                &mut actions,
-            );
-        }
-        actions
-    }
-
-    fn stop(&mut self, reason: &str, drain: bool, now: Now) -> Vec<Action> {
-        let mut actions = vec![Action::Persist(Record::Event(
-            EventKind::Stop,
-            reason.to_owned(),
-        ))];
+    fn settle_once(&mut self, now: Now, actions: &mut Vec<Action>) {
         match self.phase {
-            Phase::Gathering => {
-                let step = self.source.step();
-                let outcome = if drain {
-                    Outcome::Drained
-                } else {
-                    Outcome::Stopped
-                };
-                self.end(outcome(step), &mut actions);
-            }
-            Phase::Forming | Phase::Running => {
-                for (worker, member) in &self.members {
-                    if member.seat.is_some() {
-                        let reason = reason.to_owned();
-                        actions.push(Action::Send(*worker, Order::Stop { reason, drain }));
-                    }
+            Phase::Gathering => self.gather(now, actions),
+            Phase::Recovering => self.recovered(now, actions),
+            Phase::Forming => self.await_formed(now, actions),
+            Phase::Running => self.look_for_change(now, actions),
+            Phase::Pausing(cause) => {
+                if self.seated().all(|(_, member)| member.rests()) {
+                    self.regroup(cause, now, actions);
                 }
-                self.enter(Phase::Stopping, now);
             }
-            Phase::Stopping | Phase::Ended(_) => actions.clear(),
+            Phase::Stopping => self.conclude(now, actions),
+            Phase::Ended(_) => {}
         }
-        actions
     }
 
     fn enter(&mut self, phase: Phase, now: Now) {
         self.phase = phase;
         self.since = now;
     }
+}
 
-    fn fail(&mut self, reason: String, actions: &mut Vec<Action>) {
-        self.end(Outcome::Failed(reason), actions);
-    }
-
-    fn end(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
-        if matches!(self.phase, Phase::Ended(_)) {
-            return;
-        }
-        self.unexplained = None;
-        actions.push(Action::Persist(Record::Event(
-            EventKind::Ended,
-            outcome.to_string(),
-        )));
-        for (worker, member) in &self.members {
-            if member.state != MemberState::Finished {
-                actions.push(Action::Send(*worker, Order::Ended(outcome.clone())));
-                actions.push(Action::Close(*worker));
-            }
-        }
-        actions.push(Action::End(outcome.clone()));
-        self.phase = Phase::Ended(outcome);
-    }
+fn name(worker: WorkerId, member: &Member) -> String {
+    format!("worker {worker} ({})", member.facts)
 }

@@ -1,14 +1,19 @@
 //! PURE. The words of the membership machine: what it hears, and what it decides.
 
+use super::balance::Pace;
 use crate::ids::{Generation, Rank, Step, WorkerId};
 use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What a worker says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
     /// New for each process.
     pub incarnation: String,
+    /// The job that it has taken part in; empty if in none.
+    pub job_id: String,
     /// For people.
     pub host: String,
     /// For people.
@@ -28,7 +33,7 @@ impl fmt::Display for Facts {
 }
 
 /// Devices of one kind give the same bits.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct DeviceKind {
     /// `cpu` or `cuda`.
     pub kind: String,
@@ -48,23 +53,16 @@ impl fmt::Display for DeviceKind {
     }
 }
 
-/// Where a generation's state comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The initialisation, which every worker makes from the seed.
-    Fresh,
-    /// A checkpoint.
-    Checkpoint(CheckpointRecord),
-}
-
-impl Source {
-    /// The step of the state.
-    pub fn step(&self) -> Step {
-        match self {
-            Source::Fresh => Step(0),
-            Source::Checkpoint(checkpoint) => checkpoint.step,
-        }
-    }
+/// What a worker that says Hello brings along from before: it may have lost the coordinator, or the
+/// coordinator may have been started again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The newest generation that it took part in; 0 is none.
+    pub generation: Generation,
+    /// It still takes part: it forms it, trains in it, or has finished it.
+    pub within: bool,
+    /// The newest state that it holds.
+    pub step: Step,
 }
 
 /// A checkpoint as the ledger knows it.
@@ -89,39 +87,70 @@ pub struct Seat {
     pub replicas: Range<u32>,
     /// Where its peers reach it.
     pub address: String,
+    /// The process that sits there: it alone can claim the seat from a new coordinator.
+    pub incarnation: String,
 }
 
 /// What has happened.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A session began.
-    Hello(WorkerId, Facts),
-    /// The worker has its data, of this digest.
-    Ready(WorkerId, String),
-    /// The worker is connected to its peers and holds the state.
-    Formed(WorkerId, Generation, Step),
-    /// The worker has reached a state.
-    Progress(WorkerId, Generation, Step),
-    /// The worker has written a checkpoint.
-    CheckpointWritten(WorkerId, Generation, CheckpointRecord),
-    /// The worker could not write a checkpoint.
-    CheckpointFailed(WorkerId, Generation, Step, String),
-    /// The worker's collective broke.
-    CollectiveFailed(WorkerId, Generation, Step, String),
-    /// The worker was told to go.
-    Leaving(WorkerId, Generation),
-    /// The worker has nothing more to say.
-    Finished(WorkerId, Generation, Step, Finish),
-    /// A sign of life.
-    Heartbeat(WorkerId),
-    /// The session broke.
+    /// A worker has said something.
+    Said(WorkerId, Word),
+    /// A worker's session broke.
     Lost(WorkerId, String),
     /// A person wants the job to end.
     Stop(String),
-    /// The coordinator was told to go; the job is to go on later.
+    /// The job is to end now and to go on later.
     Drain(String),
     /// Whoever launched the workers sees that the job can't go on.
     Fail(String),
+}
+
+/// What a worker says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Word {
+    /// First of a session, and again of each session that follows a broken one.
+    Hello(Facts, Standing),
+    /// It has its data, of this digest, holds this state, and waits for a seat.
+    Ready(String, Step),
+    /// It is connected to its peers, and all of them hold this state.
+    Formed(Generation, Step, Forming),
+    /// It has reached a state.
+    Progress(Generation, Step),
+    /// A sign of life, with the state that it holds and how fast it is.
+    Heartbeat(Generation, Step, Option<Pace>),
+    /// It has written a checkpoint.
+    CheckpointWritten(Generation, CheckpointRecord),
+    /// It could not write a checkpoint.
+    CheckpointFailed(Generation, Step, String),
+    /// It saw the flag of a membership change, and rests at this state.
+    Paused(Generation, Step),
+    /// Its collective broke; it rests at this state.
+    CollectiveFailed(Generation, Step, Breakage),
+    /// It was told to go.
+    Leaving(Generation),
+    /// It has nothing more to do.
+    Finished(Generation, Step, Finish),
+}
+
+/// How long a worker took to get into a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forming {
+    /// From hearing of it to having left the step before.
+    pub abort: Duration,
+    /// Until all peers were connected.
+    pub connect: Duration,
+    /// Until all held the newest state.
+    pub heal: Duration,
+}
+
+/// How a collective broke, as one rank saw it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Breakage {
+    /// In words.
+    pub reason: String,
+    /// The peer that was lost, late, or out of reach.
+    pub suspect: Option<Rank>,
 }
 
 /// Why a worker has finished.
@@ -131,7 +160,7 @@ pub enum Finish {
     Complete,
     /// A stop flag was seen.
     Stopped,
-    /// A leaving flag was seen: some worker, or the coordinator, was told to go (SIGTERM).
+    /// Everybody was told to go (SIGTERM).
     Left,
     /// It can't go on.
     Failed(String),
@@ -171,19 +200,32 @@ pub enum Record {
         /// Why there is a new one.
         cause: Cause,
         /// Who takes part.
-        seats: Vec<Seat>,
+        seats: Arc<[Seat]>,
     },
     /// The shards of these epochs are dealt to the generation's workers.
     Assigned {
         /// By whom they will be read.
         generation: Generation,
+        /// Who sits where.
+        seats: Arc<[Seat]>,
         /// The epochs.
         epochs: Range<u64>,
+        /// The state that it goes on from: what came before is somebody else's.
+        from: Step,
     },
+    /// A worker is admitted, under a number that is never given again.
+    Admitted(WorkerId, Facts),
+    /// Nobody of the newest generation is left.
+    Vacated,
     /// The job's first generation computes on devices of this kind, and so must all others.
     Device(DeviceKind),
     /// Some worker has reached this state.
     Reached(Step),
+    /// The job goes on from this state, which is older than what was reached: nobody who held a
+    /// newer one is left.
+    Rewound(Step),
+    /// The job goes on after a death or a failed reduction.
+    Recovered(Recovery),
     /// A checkpoint is whole.
     Checkpoint(CheckpointRecord),
     /// Something that people want to find again.
@@ -195,19 +237,59 @@ pub enum Record {
 pub enum Cause {
     /// The job begins, or goes on from a checkpoint.
     Start,
+    /// A worker came.
+    Join,
+    /// A worker went, by its own wish.
+    Leave,
+    /// A worker died.
+    Death,
+    /// A reduction failed, and nobody is known to be dead.
+    CollectiveFailure,
+    /// The coordinator came back, and some workers did not.
+    CoordinatorRestart,
+    /// A worker was slow.
+    Rebalance,
+    /// The job ends, and the newest state is to be saved.
+    Close,
 }
 
 impl fmt::Display for Cause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Cause::Start => "start",
+            Cause::Join => "join",
+            Cause::Leave => "leave",
+            Cause::Death => "death",
+            Cause::CollectiveFailure => "collective failure",
+            Cause::CoordinatorRestart => "coordinator restart",
+            Cause::Rebalance => "rebalance",
+            Cause::Close => "close",
         })
     }
+}
+
+/// A recovery and its parts, on the coordinator's clock but for those that workers measure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// Why there was one.
+    pub cause: Cause,
+    /// The generation that goes on.
+    pub generation: Generation,
+    /// From the last sign of life to the death notice.
+    pub detect: Duration,
+    /// The slowest worker's parts.
+    pub forming: Forming,
+    /// From the generation's being formed to its first step's end.
+    pub first_step: Duration,
+    /// From the notice to the first step's end.
+    pub whole: Duration,
 }
 
 /// Kinds of events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
+    /// The coordinator was started on a run directory that holds a job.
+    Coordinator,
     /// A worker came.
     Joined,
     /// A worker was refused.
@@ -216,8 +298,18 @@ pub enum EventKind {
     Died,
     /// A worker was told to go.
     Leaving,
-    /// A generation runs.
-    Running,
+    /// A worker is gone, in good order.
+    Left,
+    /// Training rests.
+    Paused,
+    /// Training goes on.
+    Resumed,
+    /// The job goes on from an older state.
+    Rewound,
+    /// A collective broke.
+    Broken,
+    /// Replicas are dealt anew.
+    Rebalanced,
     /// A stop was asked for.
     Stop,
     /// A checkpoint was written.
@@ -231,11 +323,17 @@ pub enum EventKind {
 impl fmt::Display for EventKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            EventKind::Coordinator => "coordinator",
             EventKind::Joined => "joined",
             EventKind::Refused => "refused",
             EventKind::Died => "died",
             EventKind::Leaving => "leaving",
-            EventKind::Running => "running",
+            EventKind::Left => "left",
+            EventKind::Paused => "paused",
+            EventKind::Resumed => "resumed",
+            EventKind::Rewound => "rewound",
+            EventKind::Broken => "broken",
+            EventKind::Rebalanced => "rebalanced",
             EventKind::Stop => "stop",
             EventKind::Checkpoint => "checkpoint",
             EventKind::CheckpointFailed => "checkpoint-failed",
@@ -248,7 +346,10 @@ impl fmt::Display for EventKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Order {
     /// You are in; this is the job.
-    Welcome,
+    Welcome {
+        /// You are known, and your generation goes on.
+        resumed: bool,
+    },
     /// You can't take part.
     Refused {
         /// Why.
@@ -256,26 +357,23 @@ pub enum Order {
         /// Coming back won't help.
         permanent: bool,
     },
-    /// Take this seat.
-    Assignment {
-        /// Of this generation.
-        generation: Generation,
-        /// Yours.
-        rank: Rank,
-        /// Everybody's, by rank.
-        seats: Vec<Seat>,
-        /// The state to start from.
-        source: Source,
-        /// The epochs whose shards come along.
-        epochs: Range<u64>,
-    },
+    /// Take this seat. Whatever generation you are in is over.
+    Assignment(Assignment),
     /// More shards.
     Work {
         /// For this generation.
         generation: Generation,
+        /// The worker's replicas.
+        replicas: Range<u32>,
         /// The epochs.
         epochs: Range<u64>,
     },
+    /// Raise the pause flag: a new generation is wanted.
+    Pause(Generation),
+    /// This generation is over and there is no new one yet: keep the state and wait.
+    Hold(Generation, String),
+    /// You were told to go, and may.
+    Release,
     /// Raise the stop flag, or to drain the leaving flag.
     Stop {
         /// Why.
@@ -283,10 +381,36 @@ pub enum Order {
         /// The job is to go on later.
         drain: bool,
     },
-    /// `Finished` has arrived.
+    /// `Finished` has arrived, and the last checkpoint is safe.
     Acknowledged,
     /// The job is over without you.
     Ended(Outcome),
+}
+
+/// A seat in a generation, and what goes with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// Its number.
+    pub generation: Generation,
+    /// The worker's.
+    pub rank: Rank,
+    /// Everybody's, by rank.
+    pub seats: Arc<[Seat]>,
+    /// The newest checkpoint: the state to start from if nobody holds a newer one.
+    pub checkpoint: Option<CheckpointRecord>,
+    /// The epochs whose shards come along.
+    pub epochs: Range<u64>,
+    /// Do no step: agree on the newest state, save it, and finish like this.
+    pub close: Option<Close>,
+}
+
+/// How a generation that does no step ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Close {
+    /// The job was stopped.
+    Stopped,
+    /// The job is to go on later.
+    Left,
 }
 
 /// How a job ended.
@@ -318,10 +442,14 @@ impl fmt::Display for Outcome {
 pub enum Phase {
     /// Waiting for workers.
     Gathering,
-    /// Seats are dealt; workers connect and load the state.
+    /// The coordinator was started again, and waits for the workers of before.
+    Recovering,
+    /// Seats are dealt; workers connect and share the newest state.
     Forming,
     /// Steps are done.
     Running,
+    /// A new generation is wanted; workers rest at the end of their step.
+    Pausing(Cause),
     /// A stop is under way, or the last steps are done and the last checkpoint is being written.
     Stopping,
     /// It is over.
@@ -332,43 +460,28 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Phase::Gathering => "gathering",
+            Phase::Recovering => "recovering",
             Phase::Forming => "forming",
             Phase::Running => "running",
+            Phase::Pausing(_) => "pausing",
             Phase::Stopping => "stopping",
             Phase::Ended(_) => "ended",
         })
     }
 }
 
-impl Event {
-    pub(super) fn worker(&self) -> Option<WorkerId> {
-        match self {
-            Event::Hello(worker, _)
-            | Event::Ready(worker, _)
-            | Event::Formed(worker, ..)
-            | Event::Progress(worker, ..)
-            | Event::CheckpointWritten(worker, ..)
-            | Event::CheckpointFailed(worker, ..)
-            | Event::CollectiveFailed(worker, ..)
-            | Event::Leaving(worker, _)
-            | Event::Finished(worker, ..)
-            | Event::Heartbeat(worker)
-            | Event::Lost(worker, _) => Some(*worker),
-            Event::Stop(_) | Event::Drain(_) | Event::Fail(_) => None,
-        }
-    }
-
-    /// The generation that the event belongs to, if it belongs to one.
+impl Word {
+    /// The generation that the word belongs to, if it belongs to one.
     pub(super) fn generation(&self) -> Option<Generation> {
         match self {
-            Event::Formed(_, generation, _)
-            | Event::Progress(_, generation, _)
-            | Event::CheckpointWritten(_, generation, _)
-            | Event::CheckpointFailed(_, generation, ..)
-            | Event::CollectiveFailed(_, generation, ..)
-            | Event::Leaving(_, generation)
-            | Event::Finished(_, generation, ..) => Some(*generation),
-            _ => None,
+            Word::Formed(generation, ..)
+            | Word::Progress(generation, _)
+            | Word::CheckpointWritten(generation, _)
+            | Word::CheckpointFailed(generation, ..)
+            | Word::Paused(generation, _)
+            | Word::CollectiveFailed(generation, ..)
+            | Word::Finished(generation, ..) => Some(*generation),
+            Word::Hello(..) | Word::Ready(..) | Word::Heartbeat(..) | Word::Leaving(_) => None,
         }
     }
 }

@@ -193,8 +193,10 @@ impl Membership {
         });
         workers.truncate(self.rules.max.min(self.rules.replicas) as usize);
         let seats = self.deal(&workers);
+        let mut dealt: BTreeMap<WorkerId, &Seat> =
+            seats.iter().map(|seat| (seat.worker, seat)).collect();
         for (worker, member) in &mut self.members {
-            let seat = seats.iter().find(|seat| seat.worker == *worker);
+            let seat = dealt.remove(worker);
             if member.seat.is_some() && seat.is_none() {
                 member.state = MemberState::Holding;
                 let why = "this generation goes on without it".to_owned();
@@ -206,6 +208,7 @@ impl Membership {
                 member.state = MemberState::Forming;
             }
         }
+        drop(dealt);
         self.seats = Arc::from(seats);
         self.from = None;
         self.saved = false;
@@ -441,6 +444,7 @@ impl Membership {
             && staying > 1
         {
             member.barred_until = now + length;
+            self.unbar_at = Some(self.unbar_at.unwrap_or(now + length).min(now + length));
             let told = format!(
                 "{}: its peers can't reach it; it gets no seat for {}",
                 name(worker, member),
@@ -450,12 +454,11 @@ impl Membership {
         }
     }
 
-    /// Forgets bars that are over.
+    /// Finds when the next bar is over.
     pub(super) fn lift_bars(&mut self, now: Now) {
-        for member in self.members.values_mut() {
-            if member.barred_until <= now {
-                member.barred_until = Now::ZERO;
-            }
+        if self.unbar_at.is_some_and(|at| now >= at) {
+            let bars = self.members.values().map(|member| member.barred_until);
+            self.unbar_at = bars.filter(|at| *at > now).min();
         }
     }
 }

@@ -370,6 +370,7 @@ impl Membership {
                 rank: Rank(rank as u32),
                 replicas,
                 address: member.facts.collective.clone(),
+                incarnation: member.facts.incarnation.clone(),
             };
             member.state = MemberState::Forming;
             member.seat = Some(seat.clone());

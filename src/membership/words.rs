@@ -89,6 +89,8 @@ pub struct Seat {
     pub replicas: Range<u32>,
     /// Where its peers reach it.
     pub address: String,
+    /// Of the process that sits there.
+    pub incarnation: String,
 }
 
 /// What has happened.

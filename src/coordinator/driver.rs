@@ -186,9 +186,9 @@ impl Driver {
             Record::Assigned { generation, epochs } => {
                 let seats: Vec<Seat> = self.seats();
                 let plans = ledger::plans(&self.plan, &epochs);
-                let a_pass = self.plan.steps_per_epoch();
+                let (a_pass, from) = (self.plan.steps_per_epoch(), self.machine.reached());
                 self.ledger
-                    .assign(generation, &seats, &plans, a_pass, self.batch)?;
+                    .assign(generation, &seats, &plans, from, a_pass, self.batch)?;
             }
             Record::Device(device) => self.ledger.set_device(&device)?,
             Record::Reached(step) => {

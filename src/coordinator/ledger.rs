@@ -142,6 +142,24 @@ impl LedgerError {
             LedgerError::Missing { .. } | LedgerError::Format { .. }
         )
     }
+
+    /// Whether the same write may succeed later: the disk is full, or can't be written.
+    pub fn is_transient(&self) -> bool {
+        use rusqlite::ErrorCode;
+        let LedgerError::Sqlite { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.sqlite_error_code(),
+            Some(
+                ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::ReadOnly
+            )
+        )
+    }
 }
 
 /// What a ledger says of its job.

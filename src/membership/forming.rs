@@ -1,10 +1,10 @@
 //! PURE. Seats, pauses, and what follows a broken generation.
 
+use super::ending::Ending;
 use super::members::{Member, MemberState, Now};
 use super::words::{
     Action, Assignment, Breakage, Cause, Close, EventKind, Forming, Order, Phase, Record, Seat,
 };
-use super::ending::Ending;
 use super::{Membership, balance, name};
 use crate::ids::{Rank, Step, WorkerId};
 use std::cmp::Reverse;
@@ -311,7 +311,9 @@ impl Membership {
                 // The workers agreed on one state among themselves: this can't be.
                 let told = format!(
                     "{} starts generation {} at step {step}, others at {from}",
-                    self.members.get(&worker).map_or_else(String::new, |m| name(worker, m)),
+                    self.members
+                        .get(&worker)
+                        .map_or_else(String::new, |m| name(worker, m)),
                     self.generation
                 );
                 self.fail(told, actions);
@@ -388,7 +390,9 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let suspect = breakage.suspect.and_then(|rank| self.seats.get(rank.0 as usize));
+        let suspect = breakage
+            .suspect
+            .and_then(|rank| self.seats.get(rank.0 as usize));
         if let Some(seat) = suspect {
             *self.trouble.accused.entry(seat.worker).or_default() += 1;
         }
@@ -397,8 +401,15 @@ impl Membership {
         };
         member.state = MemberState::Broken;
         member.step = member.step.max(step);
-        let told = format!("{} at step {step}: {}", name(worker, member), breakage.reason);
-        actions.push(Action::Persist(Record::Event(EventKind::Broken, told.clone())));
+        let told = format!(
+            "{} at step {step}: {}",
+            name(worker, member),
+            breakage.reason
+        );
+        actions.push(Action::Persist(Record::Event(
+            EventKind::Broken,
+            told.clone(),
+        )));
         let (since, _) = self.trouble.broken.get_or_insert((now, told));
         let since = *since;
         // If all of them say so themselves, there is no death to wait for.
@@ -420,7 +431,9 @@ impl Membership {
         self.trouble.fruitless += 1;
         if self.trouble.fruitless >= FRUITLESS {
             self.fail(
-                format!("{FRUITLESS} generations in a row broke without a step; the last: {reason}"),
+                format!(
+                    "{FRUITLESS} generations in a row broke without a step; the last: {reason}"
+                ),
                 actions,
             );
             return;

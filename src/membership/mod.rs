@@ -382,6 +382,7 @@ impl Membership {
             self.hello(worker, facts, standing, now, actions);
             return;
         }
+        let accepts_stale = self.accepts_stale();
         let Some(member) = self.members.get_mut(&worker) else {
             return; // Refused, or already given up: it can't do harm.
         };
@@ -391,7 +392,7 @@ impl Membership {
             let present = member.seat.is_some() && spoken == self.generation;
             // Who never had a seat may still say that it can't go on.
             let unfit = matches!(word, Word::Finished(..)) && member.seat.is_none();
-            if !(present || unfit || self.accepts_stale()) {
+            if !(present || unfit || accepts_stale) {
                 return;
             }
         }

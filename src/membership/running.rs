@@ -215,7 +215,10 @@ impl Membership {
 
     /// Whether the generation should be followed by another although nothing is wrong with it.
     pub(super) fn look_for_change(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.seated().any(|(_, member)| member.state == MemberState::Paused) {
+        if self
+            .seated()
+            .any(|(_, member)| member.state == MemberState::Paused)
+        {
             // Another one's flag; or a pause that the coordinator of before asked for.
             self.enter(Phase::Pausing(Cause::CoordinatorRestart), now);
         } else if self.seated().any(|(_, member)| member.leaving) {
@@ -241,7 +244,10 @@ impl Membership {
     /// last one is not too fresh: replicas don't move for a hiccup.
     pub(super) fn is_unbalanced(&self, now: Now) -> bool {
         let heartbeat = self.rules.heartbeat;
-        let sustained = self.balance.better_since.is_some_and(|at| now >= at + heartbeat);
+        let sustained = self
+            .balance
+            .better_since
+            .is_some_and(|at| now >= at + heartbeat);
         self.phase == Phase::Running && sustained && now >= self.balance.dealt_at + 2 * heartbeat
     }
 

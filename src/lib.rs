@@ -46,6 +46,7 @@ pub mod command;
 pub mod config;
 pub mod coordinator;
 pub mod data;
+mod faults;
 pub mod ids;
 pub mod membership;
 pub mod model;

@@ -10,6 +10,7 @@
 use super::ledger::{Batch, Ledger, LedgerError};
 use super::status::Progress;
 use super::wire::{self, Context};
+use crate::faults::{self, Point};
 use crate::ids::{Epoch, Generation, Rank, Step, WorkerId};
 use crate::membership::{
     Action, Assignment, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record,
@@ -306,6 +307,7 @@ impl Driver {
             };
             self.notice_sleep(looked_at + wait);
             looked_at = self.now();
+            let generation = self.machine.generation();
             for input in first.into_iter().chain(inbox.try_iter().take(AT_ONCE)) {
                 if let Input::Leave = input {
                     return self.leave();
@@ -318,6 +320,11 @@ impl Driver {
                 self.decide(actions);
             }
             let outcome = self.carry_out()?;
+            if generation < self.machine.generation() && self.waiting.actions.is_empty() {
+                let took = self.now().saturating_sub(looked_at);
+                let generation = self.machine.generation();
+                tracing::info!("generation {generation} decided and queued in {took:.1?}");
+            }
             if self
                 .reached
                 .durable_at
@@ -437,6 +444,7 @@ impl Driver {
             .collect();
         let reached = self.reached.newest;
         let (plans, samples, machine) = (&mut self.plans, self.batch, &self.machine);
+        faults::pass(Point::LedgerWrite);
         let written = self.ledger.batch(|batch| {
             for record in &records {
                 write(
@@ -474,6 +482,7 @@ impl Driver {
         if self.waiting.stalled.take().is_some() {
             tracing::info!("the ledger can be written again");
         }
+        faults::pass(Point::LedgerWritten);
         self.waiting.actions.drain(..records.len());
         for record in records {
             self.written(record);

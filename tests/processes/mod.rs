@@ -55,6 +55,16 @@ impl Place {
     }
 
     pub fn serve_on(&self, address: &str, name: &str, arguments: &[&str]) -> Served {
+        let command = self.serve_command(address, name, arguments);
+        let process = Process::start(command, &self.log(name, "coord"));
+        let address = process.said("listening on ");
+        Served {
+            url: format!("http://{address}"),
+            process,
+        }
+    }
+
+    pub fn serve_command(&self, address: &str, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(COORD);
         command
             .arg("serve")
@@ -64,12 +74,18 @@ impl Place {
             .arg(self.run_dir(name))
             .args(["--set", &shared_cache()])
             .args(arguments);
-        let process = Process::start(command, &self.path().join(format!("{name}-coord.log")));
-        let address = process.said("listening on ");
-        Served {
-            url: format!("http://{address}"),
-            process,
-        }
+        command
+    }
+
+    /// A log file that no process before has used.
+    pub fn log(&self, name: &str, role: &str) -> PathBuf {
+        let free = |life: &u32| !self.log_of(name, role, *life).exists();
+        let life = (1..).find(free).expect("a free number");
+        self.log_of(name, role, life)
+    }
+
+    fn log_of(&self, name: &str, role: &str, life: u32) -> PathBuf {
+        self.path().join(format!("{name}-{role}-{life}.log"))
     }
 
     /// `gan-worker train`.
@@ -78,12 +94,32 @@ impl Place {
     }
 
     pub fn worker_with(&self, url: &str, name: &str, arguments: &[&str]) -> Process {
-        let mut command = Command::new(WORKER);
-        command
-            .args(["train", "--coordinator", url, "--cores", "1"])
-            .args(["--advertise", "127.0.0.1"])
-            .args(arguments);
-        Process::start(command, &self.path().join(format!("{name}.log")))
+        let mut command = worker_command(url);
+        command.args(arguments);
+        Process::start(command, &self.log(name, "worker"))
+    }
+
+    /// `gan-worker train` that dies as `faults::point` says.
+    pub fn worker_that_dies(&self, url: &str, name: &str, at: &str) -> Process {
+        let mut command = worker_command(url);
+        command.env("GAN_DIE_AT", at);
+        Process::start(command, &self.log(name, "worker"))
+    }
+
+    /// A folder of so many small images, as IDX; the same for every test.
+    pub fn images(&self, count: u32) -> String {
+        let folder = self.path().join(format!("images-{count}"));
+        std::fs::create_dir_all(&folder).expect("a folder for images");
+        let mut bytes = Vec::new();
+        for number in [0x0803, count, 28, 28] {
+            bytes.extend(number.to_be_bytes());
+        }
+        for image in 0..count {
+            let pixel = |i: u32| ((i % 28) * (image % 11) + (i / 28) * (image % 7)) as u8;
+            bytes.extend((0..28 * 28).map(pixel));
+        }
+        std::fs::write(folder.join("train-images-idx3-ubyte"), bytes).expect("images");
+        format!("data.uri={}", folder.display())
     }
 
     /// The SHA-256 of the training state of a run's checkpoint.
@@ -173,6 +209,10 @@ impl Process {
         }
     }
 
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -233,6 +273,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+pub fn worker_command(url: &str) -> Command {
+    let mut command = Command::new(WORKER);
+    command
+        .args(["train", "--coordinator", url, "--cores", "1"])
+        .args(["--advertise", "127.0.0.1"]);
+    command
 }
 
 pub fn job() -> PathBuf {

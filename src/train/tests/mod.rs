@@ -1,9 +1,11 @@
 //! The invariants of a step, on networks small enough to train in a moment.
 
+mod copying;
 mod exactness;
 mod faults;
 mod step;
 
+use super::step::Vectors;
 use super::*;
 use crate::checkpoint::TensorData;
 use crate::collective::{CollectiveError, InProcess};
@@ -13,6 +15,7 @@ use crate::objective;
 use crate::random::{Domain, Key};
 use std::path::Path;
 use std::time::Duration;
+use tch::Tensor;
 
 const REPLICAS: u32 = 4;
 

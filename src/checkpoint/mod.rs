@@ -12,13 +12,15 @@
 
 mod disk;
 mod manifest;
+mod reading;
 mod state;
 mod store;
 mod temporary;
 
 pub use manifest::{Description, FORMAT, FileInfo, Manifest, read_manifest};
+pub use reading::{read, read_file};
 pub use state::{Kind, Snapshot, TensorData, digest};
-pub use store::{Store, Stored, read, read_file};
+pub use store::{Store, Stored};
 
 use crate::ids::{Generation, Step};
 use std::io;

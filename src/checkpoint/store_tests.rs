@@ -1,6 +1,7 @@
 //! Crashes, full disks and damage: invariant 6, a checkpoint is whole or invisible.
 
 use super::super::manifest::tests::about;
+use super::super::read_file;
 use super::super::state::tests::{any_snapshot, tiny};
 use super::*;
 use proptest::prelude::*;

@@ -7,6 +7,7 @@ use super::reading::{SUFFIX, read};
 use super::state::{self, Snapshot, digest};
 use super::temporary::{Owner, Temporary};
 use super::{CheckpointError, Description, FileInfo, Manifest, read_manifest};
+use crate::faults::{self, Point};
 use crate::ids::{Generation, Step};
 use std::collections::BTreeMap;
 use std::fs;
@@ -308,6 +309,7 @@ impl Store {
             let file = format!("{name}{SUFFIX}");
             let bytes = state::encode(&file, tensors)?;
             self.put(&temporary.join(&file), &bytes)?;
+            faults::pass(Point::CheckpointWrite);
             let info = FileInfo {
                 bytes: bytes.len() as u64,
                 sha256: state::sha256(&bytes),

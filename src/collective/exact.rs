@@ -21,6 +21,7 @@ mod copying;
 use super::error::{CollectiveError, Operation, VectorFault};
 use super::tree::{self, Add};
 use super::wire::{Kind, Label};
+use crate::faults::{self, Point};
 use crate::ids::{Generation, Rank};
 use std::ops::Range;
 
@@ -219,6 +220,9 @@ impl<L: Links> Exact<L> {
         let lag = if self.world_size > 1 { LOOKAHEAD } else { 0 };
         for tick in 0..ticks + 2 * lag {
             self.send_sums(tick, hosted, mean.len())?;
+            if tick == 0 && self.world_size > 1 {
+                faults::pass(Point::InReduction);
+            }
             if tick >= lag {
                 self.finish_own(tick - lag, hosted, mean)?;
             }

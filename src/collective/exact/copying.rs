@@ -19,6 +19,7 @@ use super::{CHUNK, Exact, Links, chunk_of, frames_under_way};
 use crate::collective::error::{CollectiveError, HolderFault, Operation};
 use crate::collective::tree;
 use crate::collective::wire::{Kind, Label};
+use crate::faults::{self, Point};
 use crate::ids::Rank;
 
 /// Ticks that a holder may be ahead of the slowest needy rank: 1 MiB, which keeps 10 Gbit/s busy
@@ -102,6 +103,7 @@ impl<L: Links> Exact<L> {
                 for &peer in &needy {
                     self.links.send(peer, label, &vector[chunk.clone()])?;
                 }
+                faults::pass(Point::HealSource);
             }
             if let Some(taken) = tick.checked_sub(WINDOW) {
                 let label = self.label(Kind::Taken, taken, 0, length);
@@ -125,6 +127,7 @@ impl<L: Links> Exact<L> {
                     self.links.receive(holder, label, &mut vector[chunk])?;
                 }
             }
+            faults::pass(Point::HealTarget);
             let kind = Kind::Taken;
             for &holder in holders {
                 self.links.send(holder, Label { kind, ..label }, &[])?;

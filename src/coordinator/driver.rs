@@ -123,6 +123,8 @@ pub(super) struct Driver {
     /// The newest generation's members, encoded.
     pub(super) members: (Generation, Bytes),
     pub(super) shown: Shown,
+    /// What the first of the steps that were reported last took to compute, seconds.
+    pub(super) compute: f64,
 }
 
 /// Who is at the other end of which session.
@@ -516,7 +518,7 @@ impl Driver {
                 self.reached.durable = self.reached.durable.max(self.reached.newest);
                 self.shown.history_grew = true;
             }
-            Record::Recovered(recovery) => recovered(&recovery),
+            Record::Recovered(recovery) => recovered(&recovery, self.compute),
             Record::Event(kind, detail) => {
                 match kind {
                     EventKind::Died
@@ -624,6 +626,7 @@ impl Driver {
         let Some(newest) = records.last().filter(|_| leads) else {
             return;
         };
+        self.compute = records.first().map_or(0.0, |first| first.compute_seconds);
         let recorded = self.records.last_step();
         let new = |record: &&proto::StepRecord| record.step > recorded.0;
         // The newest step has just ended; each one before it, a step's duration earlier.
@@ -764,7 +767,8 @@ fn write(
     }
 }
 
-fn recovered(recovery: &Recovery) {
+/// `compute` is the part of the first step that would have been needed anyway, seconds.
+fn recovered(recovery: &Recovery, compute: f64) {
     let Recovery {
         cause,
         generation,
@@ -773,9 +777,17 @@ fn recovered(recovery: &Recovery) {
         first_step,
         whole,
     } = *recovery;
+    let seconds = |duration: Duration| duration.as_secs_f64();
     tracing::info!(
-        %cause, %generation, ?detect, abort = ?forming.abort, connect = ?forming.connect,
-        heal = ?forming.heal, ?first_step, ?whole, "recovered"
+        %cause,
+        %generation,
+        abort = seconds(forming.abort),
+        connect = seconds(forming.connect),
+        heal = seconds(forming.heal),
+        first_step = seconds(first_step),
+        compute,
+        whole = seconds(whole),
+        "recovered"
     );
     for (phase, took) in [
         (RecoveryPhase::Detect, detect),

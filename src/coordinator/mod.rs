@@ -455,6 +455,7 @@ impl Coordinator {
             waiting: Waiting::default(),
             members: (Generation(0), Bytes::new()),
             shown: Shown::everything(),
+            compute: 0.0,
         })
     }
 }

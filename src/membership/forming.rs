@@ -375,7 +375,10 @@ impl Membership {
         actions.push(Action::Persist(Record::Event(EventKind::Paused, paused)));
     }
 
-    pub(super) fn paused(&mut self, worker: WorkerId, step: Step) {
+    pub(super) fn paused(&mut self, worker: WorkerId, step: Step, now: Now) {
+        if let Phase::Pausing(cause) = self.phase {
+            self.start_clock(cause, now, Duration::ZERO);
+        }
         if let Some(member) = self.members.get_mut(&worker) {
             member.state = MemberState::Paused;
             member.step = member.step.max(step);

@@ -86,7 +86,7 @@ pub struct Membership {
     cause: Cause,
     /// What has gone wrong with the present generation.
     trouble: Trouble,
-    /// Of the recovery that is under way.
+    /// Of the change that is under way.
     clock: Option<Clock>,
     balance: Balance,
     /// How the job is to end, once it is to.
@@ -412,7 +412,7 @@ impl Membership {
                 let kind = EventKind::CheckpointFailed;
                 actions.push(Action::Persist(Record::Event(kind, told)));
             }
-            Word::Paused(_, step) => self.paused(worker, step),
+            Word::Paused(_, step) => self.paused(worker, step, now),
             Word::CollectiveFailed(_, step, breakage) => {
                 self.collective_failed(worker, step, breakage, now, actions);
             }

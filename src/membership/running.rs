@@ -41,7 +41,7 @@ impl Balance {
     }
 }
 
-/// Times a recovery.
+/// Times a change of membership.
 #[derive(Debug)]
 pub(super) struct Clock {
     cause: Cause,
@@ -117,7 +117,7 @@ impl Membership {
     }
 
     pub(super) fn start_clock(&mut self, cause: Cause, notice: Now, detect: Duration) {
-        // A death during a recovery makes it longer; it is still one.
+        // A death during a change makes it longer; it is still one.
         let clock = self.clock.get_or_insert(Clock {
             cause,
             notice,

@@ -20,9 +20,9 @@ mod agreement;
 #[cfg(test)]
 mod tests;
 
-pub use agreement::{Newest, newest};
 #[cfg(test)]
 pub(crate) use agreement::oldest;
+pub use agreement::{Newest, newest};
 
 use crate::ids::{Generation, Step};
 use crate::membership::{Breakage, Close, Finish, Forming, Now, Standing};
@@ -700,9 +700,7 @@ impl Rest {
     fn word(&self, step: Step) -> Action {
         match &self.breakage {
             None => Action::SayPaused(self.generation, step),
-            Some(breakage) => {
-                Action::SayCollectiveFailed(self.generation, step, breakage.clone())
-            }
+            Some(breakage) => Action::SayCollectiveFailed(self.generation, step, breakage.clone()),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! `gan-coord`'s command line.
 
 use super::local::Local;
-use super::{Coordinator, CoordinatorError, Ending, Options, preview};
+use super::{Coordinator, CoordinatorError, Ending, Options, Served, preview};
 use crate::command::{self, Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
 use crate::ids::Epoch;
@@ -79,9 +79,6 @@ struct RunDir {
     /// Folder for checkpoints, samples, metrics, logs and the ledger [default: runs/<job name>].
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// Go on from the run directory's newest checkpoint.
-    #[arg(long)]
-    resume: bool,
     /// Serve Prometheus metrics on this address.
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
@@ -94,12 +91,17 @@ impl RunDir {
         if coordinator.ignored() > 0 {
             eprintln!("{}", preview::ignored(coordinator.ignored()));
         }
-        let from = coordinator.start();
-        let place = run_dir.display();
-        if self.resume && from.0 > 0 {
-            eprintln!("going on from step {from} in {place}");
-        } else if self.resume {
-            eprintln!("there is no checkpoint in {place}; beginning at step 0");
+        let (from, place) = (coordinator.start(), run_dir.display());
+        match coordinator.expected_back() {
+            0 if from.0 > 0 => eprintln!("going on from step {from} in {place}"),
+            0 if coordinator.is_resumed() => {
+                eprintln!("there is no checkpoint in {place}; beginning at step 0");
+            }
+            0 => {}
+            workers => eprintln!(
+                "the job in {place} had {workers} workers: going on with those that come back, \
+                 or from step {from}"
+            ),
         }
     }
 
@@ -119,10 +121,14 @@ struct Run {
     /// What they compute on; with `cuda`, worker i takes GPU i.
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda"])]
     device: String,
+    /// Go on from the run directory's newest checkpoint.
+    #[arg(long)]
+    resume: bool,
     #[command(flatten)]
     place: RunDir,
 }
 
+/// A run directory that holds this job already is gone on with: its workers may still be training.
 #[derive(Debug, Args)]
 struct Serve {
     #[command(flatten)]
@@ -221,6 +227,15 @@ fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
         .block_on(work)
 }
 
+/// As [`told_to_stop`]; but SIGTERM moves the coordinator, not the job: whoever sent it will start
+/// another one.
+async fn told_to_go() -> Ending {
+    match told_to_stop().await {
+        Ending::Drain(_) => Ending::Leave,
+        ending => ending,
+    }
+}
+
 /// Resolves at Ctrl-C, SIGTERM, or when the terminal is gone.
 async fn told_to_stop() -> Ending {
     let signal = signals::termination(1).await;
@@ -265,7 +280,7 @@ impl Run {
         let coordinator = Coordinator::open(Options {
             job,
             run_dir: run_dir.clone(),
-            resume: self.place.resume,
+            resume: self.resume,
             expected: self.workers,
         })?;
         self.place.tell(&coordinator, &run_dir);
@@ -291,7 +306,7 @@ impl Serve {
             expected: job.workers.min,
             job,
             run_dir: run_dir.clone(),
-            resume: self.place.resume,
+            resume: true,
         })?;
         self.place.tell(&coordinator, &run_dir);
         on_runtime(async move {
@@ -301,11 +316,21 @@ impl Serve {
                 .map_err(|error| {
                     Failure::failed(format!("can't listen on {}: {error}", self.listen))
                 })?;
-            let outcome = tokio::select! {
-                outcome = coordinator.serve(listener, told_to_stop()) => outcome?,
-                signal = signals::termination(2) => told_twice(signal),
+            let served = tokio::select! {
+                served = coordinator.serve(listener, told_to_go()) => served?,
+                signal = signals::termination(2) => Served::Over(told_twice(signal)),
             };
-            report(&outcome, &run_dir)
+            match served {
+                Served::Over(outcome) => report(&outcome, &run_dir),
+                Served::Left(step) => {
+                    print(&format!(
+                        "left at step {step}; the workers train on and wait for a coordinator: \
+                         start gan-coord serve again on {}\n",
+                        run_dir.display()
+                    ))?;
+                    Ok(ExitCode::from(DRAINED))
+                }
+            }
         })
     }
 }

@@ -1,24 +1,31 @@
-//! Drives the membership machine: one thread that owns it, the ledger and the clock.
+//! The thread that owns the membership machine, the ledger and the clock.
 //!
 //! Events come in by a channel, in one order; the machine decides; the decisions are carried out
 //! in their order, the durable ones before this thread goes on. Nothing here is in the path of a
 //! training step: workers never wait for an answer between two steps.
+//!
+//! What can't be written to the ledger now (the disk is full) is not spoken either: the decisions
+//! wait in their order and are tried again, and meanwhile workers train on.
 
-use super::ledger::{self, Ledger, LedgerError};
+use super::ledger::{Batch, Ledger, LedgerError};
 use super::status::Progress;
 use super::wire::{self, Context};
 use crate::ids::{Epoch, Generation, Rank, Step, WorkerId};
 use crate::membership::{
-    Action, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record, Seat,
+    Action, Assignment, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record,
+    Recovery, Word,
 };
-use crate::plan::Plan;
+use crate::plan::{EpochPlan, Plan};
 use crate::proto;
-use crate::telemetry::catalog::{self, SpanState, WorkerState};
+use crate::telemetry::catalog::{self, RecoveryPhase, SpanState, WorkerState};
 use crate::telemetry::metrics::coord;
 use crate::telemetry::records::{self, RecordLog};
 use hmac::{Hmac, KeyInit, Mac};
+use prost::bytes::Bytes;
+use proto::coordinator_message::Kind as ToWorker;
 use sha2::Sha256;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -29,6 +36,23 @@ use tonic::Status;
 /// workers report again.
 const REACHED_EVERY: Duration = Duration::from_secs(1);
 
+/// How often the world is shown where the job stands, at most; and longer the more workers there
+/// are, since all of them are shown.
+const SHOWN_EVERY: Duration = Duration::from_millis(50);
+const SHOWN_EVERY_WORKER: Duration = Duration::from_micros(25);
+
+/// The longest wait for an event.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Events that are handled before the clock is looked at again.
+const AT_ONCE: usize = 1024;
+
+/// How often a ledger that can't be written is tried again.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+/// Decisions that may wait for such a ledger.
+const WAITING: usize = 1 << 20;
+
 /// Messages that may wait for one worker before it is given up.
 pub(super) const OUTBOX: usize = 256;
 
@@ -38,12 +62,22 @@ const EVENTS_SHOWN: u32 = 32;
 /// Where a worker's messages go.
 pub(super) type Outbox = mpsc::Sender<Result<proto::CoordinatorMessage, Status>>;
 
+/// One connection of a worker. A worker that comes back has a new one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct SessionId(pub(super) u64);
+
 /// What reaches the driver.
 pub(super) enum Input {
     /// A session is open.
-    Opened(WorkerId, Outbox),
-    /// Somebody said something.
-    Said(Event, Vec<proto::StepRecord>),
+    Opened(SessionId, Outbox),
+    /// A worker said something; with the records of the steps that it covers.
+    Said(SessionId, Word, Vec<proto::StepRecord>),
+    /// A session is over.
+    Closed(SessionId, String),
+    /// Somebody else said something.
+    Event(Event),
+    /// The coordinator is to go; the job goes on without it until it is back.
+    Leave,
 }
 
 /// What can end a coordinator, other than its job.
@@ -57,15 +91,24 @@ pub enum DriverError {
     Random(#[from] getrandom::Error),
 }
 
+/// How a coordinator's life ended.
+pub(super) enum End {
+    /// With its job.
+    Over(Outcome),
+    /// Before its job, which had reached this state.
+    Left(Step),
+}
+
 /// Everything that the driver owns.
 pub(super) struct Driver {
     pub(super) machine: Membership,
     pub(super) ledger: Ledger,
     pub(super) records: RecordLog,
-    pub(super) plan: Plan,
+    pub(super) plans: Plans,
     pub(super) batch: u32,
     pub(super) samples_per_step: u64,
     pub(super) total_steps: u64,
+    pub(super) heartbeat: Duration,
     pub(super) welcome: proto::Welcome,
     /// The origin of the machine's time.
     pub(super) origin: Instant,
@@ -73,18 +116,158 @@ pub(super) struct Driver {
     pub(super) seconds_before: f64,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) secrets: Secrets,
-    pub(super) sessions: HashMap<WorkerId, Outbox>,
+    pub(super) sessions: Sessions,
     pub(super) reached: Reached,
-    /// Events or checkpoints were recorded since the world was last shown them.
-    pub(super) history_grew: bool,
+    pub(super) waiting: Waiting,
+    /// The newest generation's members, encoded.
+    pub(super) members: (Generation, Bytes),
+    pub(super) shown: Shown,
+}
+
+/// Who is at the other end of which session.
+pub(super) struct Sessions {
+    outboxes: HashMap<SessionId, (Outbox, Option<WorkerId>)>,
+    workers: HashMap<WorkerId, SessionId>,
+    /// The number that the next new worker gets; none is ever given twice.
+    next: WorkerId,
+}
+
+impl Sessions {
+    pub(super) fn new(next: WorkerId) -> Self {
+        Self {
+            outboxes: HashMap::new(),
+            workers: HashMap::new(),
+            next,
+        }
+    }
+
+    fn worker(&self, session: SessionId) -> Option<WorkerId> {
+        self.outboxes.get(&session).and_then(|(_, worker)| *worker)
+    }
+
+    /// A process has said who it is. If it is known under `known`, this session takes the place of
+    /// the one before.
+    fn introduce(&mut self, session: SessionId, known: Option<WorkerId>) -> Option<WorkerId> {
+        let (_, place) = self.outboxes.get_mut(&session)?;
+        let worker = known.unwrap_or_else(|| {
+            let new = self.next;
+            self.next = new.next();
+            new
+        });
+        *place = Some(worker);
+        if let Some(before) = self.workers.insert(worker, session)
+            && before != session
+        {
+            self.outboxes.remove(&before);
+        }
+        Some(worker)
+    }
+
+    /// The worker whose session this was, if it has no newer one.
+    fn close(&mut self, session: SessionId) -> Option<WorkerId> {
+        let (_, worker) = self.outboxes.remove(&session)?;
+        let worker = worker?;
+        if self.workers.get(&worker) == Some(&session) {
+            self.workers.remove(&worker);
+            return Some(worker);
+        }
+        None
+    }
+
+    fn outbox(&self, worker: WorkerId) -> Option<&Outbox> {
+        let session = self.workers.get(&worker)?;
+        self.outboxes.get(session).map(|(outbox, _)| outbox)
+    }
+
+    fn drop_worker(&mut self, worker: WorkerId) {
+        if let Some(session) = self.workers.remove(&worker) {
+            self.outboxes.remove(&session);
+        }
+    }
 }
 
 /// The steps that are reached, and those that the ledger knows of.
-#[derive(Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Reached {
     newest: Step,
     durable: Step,
     durable_at: Option<Duration>,
+}
+
+impl Reached {
+    /// As the ledger has it.
+    pub(super) fn at(step: Step) -> Self {
+        Self {
+            newest: step,
+            durable: step,
+            durable_at: None,
+        }
+    }
+}
+
+/// Decisions that are not carried out yet.
+#[derive(Default)]
+pub(super) struct Waiting {
+    actions: VecDeque<Action>,
+    /// When the ledger is tried again, and why it has to be.
+    stalled: Option<(Duration, String)>,
+}
+
+/// When the world was last shown where the job stands.
+#[derive(Default)]
+pub(super) struct Shown {
+    at: Option<Duration>,
+    /// Something has changed since.
+    stale: bool,
+    /// Events or checkpoints were recorded since.
+    history_grew: bool,
+}
+
+impl Shown {
+    pub(super) fn everything() -> Self {
+        Self {
+            at: None,
+            stale: true,
+            history_grew: true,
+        }
+    }
+}
+
+/// Epochs that were planned: each is asked for by every worker.
+pub(super) struct Plans {
+    pub(super) plan: Plan,
+    made: BTreeMap<u64, EpochPlan>,
+}
+
+impl Plans {
+    pub(super) fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            made: BTreeMap::new(),
+        }
+    }
+
+    /// Plans of these epochs, by epoch.
+    fn of(&mut self, epochs: &Range<u64>) -> impl Iterator<Item = &EpochPlan> {
+        // What lies behind is not asked for again.
+        self.made = self.made.split_off(&epochs.start.min(self.first()));
+        for epoch in epochs.clone() {
+            let plan = &self.plan;
+            self.made
+                .entry(epoch)
+                .or_insert_with(|| plan.epoch(Epoch(epoch)));
+        }
+        self.made.range(epochs.clone()).map(|(_, plan)| plan)
+    }
+
+    fn first(&self) -> u64 {
+        self.made.keys().next().copied().unwrap_or(0)
+    }
+
+    /// Forgets the epochs before this one.
+    fn forget_before(&mut self, epoch: u64) {
+        self.made = self.made.split_off(&epoch);
+    }
 }
 
 /// One secret a generation, derived from one that never leaves this process.
@@ -110,64 +293,196 @@ impl Driver {
         self.origin.elapsed()
     }
 
-    /// Runs until the job is over.
-    pub(super) fn run(mut self, inbox: &Receiver<Input>) -> Result<Outcome, DriverError> {
+    /// Runs until the job is over, or the coordinator is told to go.
+    pub(super) fn run(mut self, inbox: &Receiver<Input>) -> Result<End, DriverError> {
+        let mut looked_at = self.now();
         loop {
-            self.publish()?;
-            let now = self.now();
-            let wait = self
-                .machine
-                .next_deadline()
-                .map_or(Duration::from_secs(1), |at| at.saturating_sub(now))
-                .min(Duration::from_secs(1));
-            let actions = match inbox.recv_timeout(wait) {
-                Ok(Input::Opened(worker, outbox)) => {
-                    self.sessions.insert(worker, outbox);
-                    Vec::new()
-                }
-                Ok(Input::Said(event, records)) => {
-                    let now = self.now();
-                    self.log(&event, &records, now);
-                    if let Event::Lost(worker, _) = &event {
-                        self.sessions.remove(worker);
-                    }
-                    self.machine.handle(event, now)
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    let now = self.now();
-                    self.machine.handle_timeout(now)
-                }
+            let wait = self.wait();
+            let first = match inbox.recv_timeout(wait) {
+                Ok(first) => Some(first),
+                Err(RecvTimeoutError::Timeout) => None,
                 // The service is gone, and with it everybody who could say something.
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Ok(Outcome::Failed(
-                        "the coordinator's server has ended".to_owned(),
-                    ));
-                }
+                Err(RecvTimeoutError::Disconnected) => return self.leave(),
             };
-            if let Some(outcome) = self.carry_out(actions)? {
-                self.make_reached_durable()?;
-                self.publish()?;
-                return Ok(outcome);
+            self.notice_sleep(looked_at + wait);
+            looked_at = self.now();
+            for input in first.into_iter().chain(inbox.try_iter().take(AT_ONCE)) {
+                if let Input::Leave = input {
+                    return self.leave();
+                }
+                self.take(input);
+            }
+            let now = self.now();
+            if self.machine.next_deadline().is_some_and(|at| now >= at) {
+                let actions = self.machine.handle_timeout(now);
+                self.decide(actions);
+            }
+            let outcome = self.carry_out()?;
+            if self
+                .reached
+                .durable_at
+                .is_none_or(|at| now >= at + REACHED_EVERY)
+            {
+                self.make_reached_durable();
+            }
+            self.show(outcome.is_some())?;
+            if let Some(outcome) = outcome {
+                return Ok(End::Over(outcome));
             }
         }
     }
 
-    fn carry_out(&mut self, actions: Vec<Action>) -> Result<Option<Outcome>, DriverError> {
-        let mut outcome = None;
-        for action in actions {
-            match action {
-                Action::Persist(record) => self.persist(record)?,
-                Action::Send(worker, order) => self.send(worker, order),
-                Action::Close(worker) => drop(self.sessions.remove(&worker)),
-                Action::End(how) => outcome = Some(how),
-            }
-        }
-        Ok(outcome)
+    /// Until the next thing that is due.
+    fn wait(&self) -> Duration {
+        let now = self.now();
+        let retry = self.waiting.stalled.as_ref().map(|(at, _)| *at);
+        let show = self.shown.stale.then(|| self.shown_next());
+        let times = [self.machine.next_deadline(), retry, show];
+        let next = times.into_iter().flatten().min();
+        next.map_or(TICK, |at| at.saturating_sub(now)).min(TICK)
     }
 
-    fn persist(&mut self, record: Record) -> Result<(), DriverError> {
+    /// A coordinator that was stopped, or whose disk hung, has heard nobody: that is not their
+    /// silence.
+    fn notice_sleep(&mut self, expected: Duration) {
+        let slept = self.now().saturating_sub(expected);
+        if slept > self.heartbeat / 4 {
+            let length =
+                humantime::format_duration(Duration::from_millis(slept.as_millis() as u64));
+            tracing::warn!(
+                "this coordinator had no time for {length}; leases are that much longer"
+            );
+            self.machine.slept(slept);
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        self.shown.stale = true;
+        let event = match input {
+            Input::Opened(session, outbox) => {
+                self.sessions.outboxes.insert(session, (outbox, None));
+                return;
+            }
+            Input::Said(session, word, records) => {
+                let worker = match &word {
+                    Word::Hello(facts, _) => {
+                        let known = self.machine.known(&facts.incarnation);
+                        self.sessions.introduce(session, known)
+                    }
+                    _ => self.sessions.worker(session),
+                };
+                // Of a session that was given up.
+                let Some(worker) = worker else { return };
+                let now = self.now();
+                self.log(worker, &word, &records, now);
+                Event::Said(worker, word)
+            }
+            Input::Closed(session, why) => match self.sessions.close(session) {
+                Some(worker) => Event::Lost(worker, why),
+                None => return,
+            },
+            Input::Event(event) => event,
+            Input::Leave => return,
+        };
+        let now = self.now();
+        let actions = self.machine.handle(event, now);
+        self.decide(actions);
+    }
+
+    /// The coordinator goes. Its workers go on; all that it knows is made durable first.
+    fn leave(mut self) -> Result<End, DriverError> {
+        self.carry_out()?;
+        self.make_reached_durable();
+        Ok(End::Left(self.machine.reached()))
+    }
+
+    fn decide(&mut self, actions: Vec<Action>) {
+        self.waiting.actions.extend(actions);
+    }
+
+    /// Carries out what was decided, in its order. What stands together is written together.
+    fn carry_out(&mut self) -> Result<Option<Outcome>, DriverError> {
+        if let Some((at, _)) = &self.waiting.stalled
+            && self.now() < *at
+        {
+            return Ok(None);
+        }
+        while let Some(action) = self.waiting.actions.front() {
+            if let Action::Persist(_) = action {
+                if !self.persist()? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            match self.waiting.actions.pop_front() {
+                Some(Action::Send(worker, order)) => self.send(worker, order),
+                Some(Action::Close(worker)) => self.sessions.drop_worker(worker),
+                Some(Action::End(outcome)) => return Ok(Some(outcome)),
+                Some(Action::Persist(_)) | None => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes the records at the head of the queue, with one sync of the disk. False if that has
+    /// to wait.
+    fn persist(&mut self) -> Result<bool, DriverError> {
         let unix = unix_seconds();
-        self.history_grew |= matches!(record, Record::Event(..) | Record::Checkpoint(_));
+        let actions = self.waiting.actions.iter();
+        let records: Vec<Record> = actions
+            .map_while(|action| match action {
+                Action::Persist(record) => Some(record.clone()),
+                _ => None,
+            })
+            .collect();
+        let reached = self.reached.newest;
+        let (plans, samples, machine) = (&mut self.plans, self.batch, &self.machine);
+        let written = self.ledger.batch(|batch| {
+            for record in &records {
+                write(
+                    batch,
+                    record,
+                    machine.generation(),
+                    plans,
+                    samples,
+                    reached,
+                    unix,
+                )?;
+            }
+            Ok(())
+        });
+        match written {
+            Ok(()) => {}
+            Err(error) if error.is_transient() && self.waiting.actions.len() < WAITING => {
+                let at = self.now() + RETRY_EVERY;
+                let told = error.to_string();
+                if self
+                    .waiting
+                    .stalled
+                    .as_ref()
+                    .is_none_or(|(_, before)| *before != told)
+                {
+                    tracing::error!(
+                        "{told}; no decision takes effect until it can be written, and training goes on"
+                    );
+                }
+                self.waiting.stalled = Some((at, told));
+                return Ok(false);
+            }
+            Err(error) => return Err(error.into()),
+        }
+        if self.waiting.stalled.take().is_some() {
+            tracing::info!("the ledger can be written again");
+        }
+        self.waiting.actions.drain(..records.len());
+        for record in records {
+            self.written(record);
+        }
+        Ok(true)
+    }
+
+    /// What else a record means, once it is durable.
+    fn written(&mut self, record: Record) {
         match record {
             Record::Generation {
                 generation,
@@ -175,116 +490,137 @@ impl Driver {
                 seats,
             } => {
                 tracing::info!(%generation, %cause, workers = seats.len(), "forming");
-                self.ledger.generation(generation, cause, &seats, unix)?;
-                coord::reconfigured(
-                    generation,
-                    match cause {
-                        Cause::Start => catalog::Cause::Start,
-                    },
-                );
+                self.members = (generation, wire::members(&seats));
+                coord::reconfigured(generation, label(cause));
             }
-            Record::Assigned { generation, epochs } => {
-                let seats: Vec<Seat> = self.seats();
-                let plans = ledger::plans(&self.plan, &epochs);
-                let a_pass = self.plan.steps_per_epoch();
-                self.ledger
-                    .assign(generation, &seats, &plans, a_pass, self.batch)?;
-            }
-            Record::Device(device) => self.ledger.set_device(&device)?,
-            Record::Reached(step) => {
-                self.reached.newest = self.reached.newest.max(step);
-                let now = self.now();
-                let due = |at| now >= at + REACHED_EVERY;
-                if self.reached.durable_at.is_none_or(due) {
-                    self.make_reached_durable()?;
-                }
+            Record::Reached(step) => self.reached.newest = self.reached.newest.max(step),
+            Record::Rewound(step) => {
+                self.reached = Reached {
+                    newest: step,
+                    durable: step,
+                    ..self.reached
+                };
             }
             Record::Checkpoint(checkpoint) => {
                 let digest = &checkpoint.digest;
                 tracing::info!(step = %checkpoint.step, %digest, "checkpoint");
-                self.make_reached_durable()?;
-                self.ledger.checkpoint(&checkpoint, unix)?;
+                self.reached.durable = self.reached.durable.max(self.reached.newest);
+                self.shown.history_grew = true;
             }
+            Record::Recovered(recovery) => recovered(&recovery),
             Record::Event(kind, detail) => {
                 match kind {
-                    EventKind::Died | EventKind::Refused | EventKind::CheckpointFailed => {
-                        tracing::warn!("{kind}: {detail}");
-                    }
+                    EventKind::Died
+                    | EventKind::Refused
+                    | EventKind::Broken
+                    | EventKind::Rewound
+                    | EventKind::CheckpointFailed => tracing::warn!("{kind}: {detail}"),
                     _ => tracing::info!("{kind}: {detail}"),
                 }
-                let generation = self.machine.generation();
-                self.ledger.event(generation, kind, &detail, unix)?;
+                self.shown.history_grew = true;
             }
+            Record::Assigned { .. }
+            | Record::Device(_)
+            | Record::Admitted(..)
+            | Record::Vacated => {}
         }
-        Ok(())
     }
 
-    fn make_reached_durable(&mut self) -> Result<(), DriverError> {
-        if self.reached.newest > self.reached.durable {
-            self.ledger.reached(self.reached.newest)?;
-            self.reached.durable = self.reached.newest;
-            self.reached.durable_at = Some(self.now());
-            let epoch = self.plan.locate(self.reached.newest).0;
-            let (assigned, done) = self.ledger.span_counts(epoch)?;
-            coord::spans(SpanState::Assigned, assigned);
-            coord::spans(SpanState::Done, done);
+    /// Writes down how far the job is, now and then.
+    fn make_reached_durable(&mut self) {
+        let now = self.now();
+        if self.reached.newest <= self.reached.durable || self.waiting.stalled.is_some() {
+            return;
         }
-        Ok(())
-    }
-
-    fn seats(&self) -> Vec<Seat> {
-        let members = self.machine.members().values();
-        members.filter_map(|member| member.seat.clone()).collect()
+        self.reached.durable_at = Some(now);
+        if let Err(error) = self.ledger.reached(self.reached.newest) {
+            tracing::warn!("{error}; trying again");
+            return;
+        }
+        self.reached.durable = self.reached.newest;
+        let epoch = self.plans.plan.locate(self.reached.newest).0;
+        self.plans.forget_before(epoch.0);
+        match self.ledger.span_counts(epoch) {
+            Ok((assigned, done)) => {
+                coord::spans(SpanState::Assigned, assigned);
+                coord::spans(SpanState::Done, done);
+            }
+            Err(error) => tracing::warn!("{error}"),
+        }
     }
 
     fn send(&mut self, worker: WorkerId, order: Order) {
-        let plans = match &order {
-            Order::Assignment { epochs, .. } | Order::Work { epochs, .. } => {
-                ledger::plans(&self.plan, epochs)
-            }
-            _ => Vec::new(),
-        };
-        let member = self.machine.members().get(&worker);
-        let hosted = member
-            .and_then(|member| member.seat.as_ref())
-            .map_or(0..0, |seat| seat.replicas.clone());
-        let message = wire::tell(
-            worker,
-            order,
-            Context {
-                welcome: &self.welcome,
-                secret: self.secrets.of(self.machine.generation()),
-                total_steps: self.total_steps,
-                plans: &plans,
-                hosted,
-            },
-        );
-        let Some(outbox) = self.sessions.get(&worker) else {
+        let Some(outbox) = self.sessions.outbox(worker) else {
             return;
+        };
+        let context = Context {
+            welcome: &self.welcome,
+            total_steps: self.total_steps,
+            recorded: self.records.last_step(),
+        };
+        let message = match order {
+            Order::Assignment(assignment) => {
+                let Assignment {
+                    generation,
+                    rank,
+                    seats,
+                    epochs,
+                    ..
+                } = &assignment;
+                let Some(seat) = seats.get(rank.0 as usize) else {
+                    return;
+                };
+                if self.members.0 != *generation {
+                    self.members = (*generation, wire::members(seats));
+                }
+                let work = wire::work(*generation, self.plans.of(epochs), &seat.replicas);
+                let secret = self.secrets.of(*generation);
+                wire::assignment(&assignment, self.members.1.clone(), secret, work, &context)
+            }
+            Order::Work {
+                generation,
+                replicas,
+                epochs,
+            } => {
+                let work = wire::work(generation, self.plans.of(&epochs), &replicas);
+                wire::message(ToWorker::Work(work))
+            }
+            order => match wire::tell(worker, order, &context) {
+                Some(message) => message,
+                None => return,
+            },
         };
         if let Err(error) = outbox.try_send(Ok(message)) {
             // It doesn't read, or is gone: its stream ends, and the death notice follows.
             tracing::warn!(%worker, "a message can't be delivered: {error}");
-            self.sessions.remove(&worker);
+            if let Some(session) = self.sessions.workers.get(&worker) {
+                // The notice must find who it was.
+                if let Some((outbox, _)) = self.sessions.outboxes.get_mut(session) {
+                    *outbox = mpsc::channel(1).0;
+                }
+            }
         }
     }
 
-    /// Appends the steps' records to `metrics.jsonl`.
-    fn log(&mut self, event: &Event, records: &[proto::StepRecord], now: Duration) {
-        let Event::Progress(worker, generation, _) = event else {
+    /// Appends the steps' records to `metrics.jsonl`. A step that is done again after a fault has
+    /// the same figures: it is recorded once.
+    fn log(&mut self, worker: WorkerId, word: &Word, records: &[proto::StepRecord], now: Duration) {
+        let Word::Progress(generation, _) = word else {
             return;
         };
-        let member = self.machine.members().get(worker);
+        let member = self.machine.members().get(&worker);
         let seat = member.and_then(|member| member.seat.as_ref());
         let leads = seat.is_some_and(|seat| seat.rank == Rank(0))
             && *generation == self.machine.generation();
         let Some(newest) = records.last().filter(|_| leads) else {
             return;
         };
+        let recorded = self.records.last_step();
+        let new = |record: &&proto::StepRecord| record.step > recorded.0;
         // The newest step has just ended; each one before it, a step's duration earlier.
         let mut time = self.seconds_before + now.as_secs_f64();
         let mut lines: Vec<_> = Vec::with_capacity(records.len());
-        for record in records.iter().rev() {
+        for record in records.iter().filter(new).rev() {
             lines.push(log_line(record, *generation, time, self.samples_per_step));
             time -= record.seconds;
         }
@@ -301,8 +637,8 @@ impl Driver {
         }
         self.progress.send_modify(|progress| {
             progress.newest = Some(*newest);
-            for line in &lines {
-                progress.count(line.images_per_s);
+            for record in records {
+                progress.count(self.samples_per_step as f64 / record.seconds);
             }
         });
     }
@@ -310,15 +646,22 @@ impl Driver {
     /// Sets the metrics that follow from the machine's state.
     fn measure(&self) {
         let members = self.machine.members();
-        for (state, shown) in [
-            (MemberState::Preparing, WorkerState::Joining),
-            (MemberState::Ready, WorkerState::Waiting),
-            (MemberState::Forming, WorkerState::Forming),
-            (MemberState::Training, WorkerState::Training),
-            (MemberState::Finished, WorkerState::Leaving),
+        let count = |states: &[MemberState]| {
+            let members = members.values();
+            members.filter(|m| states.contains(&m.state)).count()
+        };
+        use MemberState as State;
+        for (shown, states) in [
+            (WorkerState::Joining, &[State::Preparing, State::Absent][..]),
+            (WorkerState::Waiting, &[State::Ready, State::Holding]),
+            (WorkerState::Forming, &[State::Forming]),
+            (
+                WorkerState::Training,
+                &[State::Training, State::Paused, State::Broken],
+            ),
+            (WorkerState::Leaving, &[State::Finished]),
         ] {
-            let count = members.values().filter(|m| m.state == state).count();
-            coord::workers(shown, count);
+            coord::workers(shown, count(states));
         }
         let steps = members
             .values()
@@ -328,9 +671,20 @@ impl Driver {
         coord::worker_lag(most.unwrap_or(0) - least.unwrap_or(0));
     }
 
-    /// Shows the world where the job stands.
-    fn publish(&mut self) -> Result<(), DriverError> {
-        let history = if std::mem::take(&mut self.history_grew) {
+    fn shown_next(&self) -> Duration {
+        let workers = self.machine.members().len() as u32;
+        let every = SHOWN_EVERY.max(SHOWN_EVERY_WORKER * workers);
+        self.shown.at.map_or(Duration::ZERO, |at| at + every)
+    }
+
+    /// Shows the world where the job stands, if that has changed and was not shown just now.
+    fn show(&mut self, at_once: bool) -> Result<(), DriverError> {
+        let now = self.now();
+        let phase_changed = self.progress.borrow().phase != *self.machine.phase();
+        if !(at_once || phase_changed || (self.shown.stale && now >= self.shown_next())) {
+            return Ok(());
+        }
+        let history = if std::mem::take(&mut self.shown.history_grew) {
             let mut checkpoints = self.ledger.checkpoints()?;
             // Those that retention has removed are history.
             let run_dir = Path::new(&self.welcome.run_dir);
@@ -339,11 +693,14 @@ impl Driver {
         } else {
             None
         };
+        self.shown.at = Some(now);
+        self.shown.stale = false;
         self.measure();
-        let now = self.now();
+        let stalled = self.waiting.stalled.as_ref();
+        let stalled = stalled.map(|(_, why)| format!("the ledger can't be written: {why}"));
         self.progress.send_modify(|progress| {
             progress.phase = self.machine.phase().clone();
-            progress.detail = self.machine.waiting_for();
+            progress.detail = stalled.unwrap_or_else(|| self.machine.waiting_for());
             progress.generation = self.machine.generation();
             progress.step = self.machine.reached();
             progress.seconds = self.seconds_before + now.as_secs_f64();
@@ -355,6 +712,84 @@ impl Driver {
             }
         });
         Ok(())
+    }
+}
+
+/// Writes one record down.
+fn write(
+    batch: &mut Batch<'_>,
+    record: &Record,
+    present: Generation,
+    plans: &mut Plans,
+    samples: u32,
+    reached: Step,
+    unix: f64,
+) -> Result<(), LedgerError> {
+    match record {
+        Record::Generation {
+            generation,
+            cause,
+            seats,
+        } => batch.generation(*generation, *cause, seats, unix),
+        Record::Assigned {
+            generation,
+            seats,
+            epochs,
+            from,
+        } => {
+            let a_pass = plans.plan.steps_per_epoch();
+            let plans: Vec<EpochPlan> = plans.of(epochs).cloned().collect();
+            batch.assign(*generation, seats, &plans, *from, a_pass, samples)
+        }
+        Record::Device(device) => batch.set_device(device),
+        Record::Admitted(worker, facts) => batch.admit(*worker, facts, unix),
+        Record::Vacated => batch.vacate(),
+        // The driver's clock decides when.
+        Record::Reached(_) | Record::Recovered(_) => Ok(()),
+        Record::Rewound(step) => batch.rewind(*step),
+        Record::Checkpoint(checkpoint) => {
+            batch.reached(reached.max(checkpoint.step))?;
+            batch.checkpoint(checkpoint, unix)
+        }
+        Record::Event(kind, detail) => batch.event(present, *kind, detail, unix),
+    }
+}
+
+fn recovered(recovery: &Recovery) {
+    let Recovery {
+        cause,
+        generation,
+        detect,
+        forming,
+        first_step,
+        whole,
+    } = *recovery;
+    tracing::info!(
+        %cause, %generation, ?detect, abort = ?forming.abort, connect = ?forming.connect,
+        heal = ?forming.heal, ?first_step, ?whole, "recovered"
+    );
+    for (phase, took) in [
+        (RecoveryPhase::Detect, detect),
+        (RecoveryPhase::Abort, forming.abort),
+        (RecoveryPhase::Form, forming.connect),
+        (RecoveryPhase::Heal, forming.heal),
+        (RecoveryPhase::FirstStep, first_step),
+        (RecoveryPhase::Whole, whole),
+    ] {
+        coord::recovery(took, phase);
+    }
+}
+
+fn label(cause: Cause) -> catalog::Cause {
+    match cause {
+        Cause::Start => catalog::Cause::Start,
+        Cause::Join => catalog::Cause::Join,
+        Cause::Leave => catalog::Cause::Leave,
+        Cause::Death => catalog::Cause::Death,
+        Cause::CollectiveFailure => catalog::Cause::CollectiveFailure,
+        Cause::CoordinatorRestart => catalog::Cause::CoordinatorRestart,
+        Cause::Rebalance => catalog::Cause::Rebalance,
+        Cause::Close => catalog::Cause::Close,
     }
 }
 

@@ -1,45 +1,66 @@
 //! The coordinator's durable record, in SQLite.
 //!
-//! Write-ahead log with `synchronous = FULL`: what a call has returned from is on the disk. One
-//! coordinator owns a run directory, by a lock on a file beside the ledger; anybody may read.
+//! Write-ahead log with `synchronous = FULL`: what a call has returned from is on the disk, and
+//! what is written together ([`Ledger::batch`]) is there together or not at all. One coordinator
+//! owns a run directory, by a lock on a file beside the ledger; anybody may read
+//! ([`LedgerReader`]).
+//!
+//! Whether a row of the spans is done is not written down: it follows from the newest state that
+//! the job has reached, so the two can't disagree.
 
+mod batch;
+mod booking;
+mod reader;
 #[cfg(test)]
 mod tests;
+
+pub use batch::Batch;
+pub use reader::LedgerReader;
 
 use crate::config::StateKeys;
 use crate::data::Manifest;
 use crate::ids::{Epoch, Generation, Step, WorkerId};
-use crate::membership::{Cause, CheckpointRecord, DeviceKind, EventKind, Seat};
+use crate::membership::{Cause, CheckpointRecord, DeviceKind, EventKind, Facts, Seat};
 use crate::plan::{EpochPlan, Span};
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::Connection;
 use std::fs::File;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::{Path, PathBuf};
 
 /// Version of the tables.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 
 const TABLES: &str = "
+    -- JSON: the job, its data, its device, how fast it reads, and the step that it has reached.
     CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+    CREATE TABLE workers (
+        worker INTEGER PRIMARY KEY,
+        incarnation TEXT NOT NULL,
+        host TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        device TEXT NOT NULL,
+        unix_seconds REAL NOT NULL);
     CREATE TABLE generations (
         generation INTEGER PRIMARY KEY,
         unix_seconds REAL NOT NULL,
         cause TEXT NOT NULL,
-        members TEXT NOT NULL);
-    -- A run of samples within a shard, that one replica reads in one epoch; its generation and
-    -- worker are those that finish it.
+        members TEXT NOT NULL,
+        from_step INTEGER,              -- it began with State(from_step); NULL until it has formed
+        until_step INTEGER,             -- the newest state that is known to be its work
+        vacated INTEGER NOT NULL DEFAULT 0);
+    -- What a replica reads in an epoch, in order. A span that two generations share is two rows.
     CREATE TABLE spans (
         epoch INTEGER NOT NULL,
         replica INTEGER NOT NULL,
-        shard INTEGER NOT NULL,
+        first INTEGER NOT NULL,         -- samples that the replica reads before, in this epoch
+        len INTEGER NOT NULL,           -- samples that it reads in this row:
+        shard INTEGER NOT NULL,         -- of the span [start, start + samples) of this shard,
         start INTEGER NOT NULL,
-        len INTEGER NOT NULL,
-        end_step INTEGER NOT NULL,      -- State(end_step) has used all its samples
+        samples INTEGER NOT NULL,
+        skip INTEGER NOT NULL,          -- those that stand at skip.. in the span's order
         generation INTEGER NOT NULL,
         worker INTEGER NOT NULL,
-        done INTEGER NOT NULL DEFAULT 0,
-        PRIMARY KEY (epoch, replica, shard, start)) WITHOUT ROWID;
-    CREATE INDEX spans_open ON spans (end_step) WHERE done = 0;
+        PRIMARY KEY (epoch, replica, first)) WITHOUT ROWID;
     -- The samples that an epoch leaves out: fewer than a global batch.
     CREATE TABLE tails (
         epoch INTEGER NOT NULL,
@@ -87,9 +108,15 @@ pub enum LedgerError {
         /// The lock's file.
         path: PathBuf,
     },
+    /// There is nothing to read.
+    #[error("{path}: no ledger is there; expected the run directory of a job")]
+    Missing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
     /// The ledger is of another version of the program.
     #[error(
-        "{path}: the ledger has format {found}, this program writes {FORMAT}; use the program that made it, or another --run-dir"
+        "{path}: the ledger has format {found}, this program has {FORMAT}; use the program that made it, or another --run-dir"
     )]
     Format {
         /// The ledger's file.
@@ -105,6 +132,34 @@ pub enum LedgerError {
         /// What is wrong.
         what: String,
     },
+}
+
+impl LedgerError {
+    /// Whether another path would do: the command is wrong, not the world.
+    pub fn is_users(&self) -> bool {
+        matches!(
+            self,
+            LedgerError::Missing { .. } | LedgerError::Format { .. }
+        )
+    }
+
+    /// Whether the same write may succeed later: the disk is full, or can't be written.
+    pub fn is_transient(&self) -> bool {
+        use rusqlite::ErrorCode;
+        let LedgerError::Sqlite { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.sqlite_error_code(),
+            Some(
+                ErrorCode::DiskFull
+                    | ErrorCode::SystemIoFailure
+                    | ErrorCode::DatabaseBusy
+                    | ErrorCode::DatabaseLocked
+                    | ErrorCode::ReadOnly
+            )
+        )
+    }
 }
 
 /// What a ledger says of its job.
@@ -127,34 +182,65 @@ pub struct JobRecord {
 pub struct EventRecord {
     /// When.
     pub unix_seconds: f64,
+    /// The generation at that time.
+    pub generation: Generation,
     /// What.
     pub kind: String,
     /// In words.
     pub detail: String,
 }
 
-/// A span as the ledger knows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A generation as the ledger knows it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerationRecord {
+    /// Its number.
+    pub generation: Generation,
+    /// When it was spoken.
+    pub unix_seconds: f64,
+    /// Why there is one.
+    pub cause: String,
+    /// Who takes part, by rank.
+    pub seats: Vec<Seat>,
+    /// The state that it began with, if it has formed.
+    pub from: Option<Step>,
+    /// The newest state that is known to be its work.
+    pub until: Option<Step>,
+    /// None of its members can come back.
+    pub vacated: bool,
+}
+
+/// A span, or the part of one that a worker reads, as the ledger knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanRecord {
     /// By which replica it is read.
     pub replica: u32,
-    /// Its samples.
+    /// The whole span.
     pub span: Span,
-    /// The generation that it was last dealt in.
+    /// Which of its samples, counted in the order in which they are read
+    /// ([`crate::plan::order`]); `0..span.len` is all of them.
+    pub part: Range<u64>,
+    /// The generation that it is booked on.
     pub generation: Generation,
-    /// The worker that it was last dealt to.
+    /// The worker that it is booked on.
     pub worker: WorkerId,
-    /// Whether a committed state has used it.
+    /// Whether the newest state has used all of it.
     pub done: bool,
 }
 
-/// The ledger of one run directory, owned.
+/// The ledger of one run directory, owned. What it reads, a [`LedgerReader`] reads too.
 #[derive(Debug)]
 pub struct Ledger {
-    path: PathBuf,
-    connection: Connection,
+    reader: LedgerReader,
     /// Held as long as the ledger is open.
     _lock: File,
+}
+
+impl Deref for Ledger {
+    type Target = LedgerReader;
+
+    fn deref(&self) -> &LedgerReader {
+        &self.reader
+    }
 }
 
 impl Ledger {
@@ -194,8 +280,7 @@ impl Ledger {
             source,
         })?;
         let ledger = Self {
-            path,
-            connection,
+            reader: LedgerReader { path, connection },
             _lock: lock,
         };
         ledger.prepare()?;
@@ -203,125 +288,77 @@ impl Ledger {
     }
 
     fn prepare(&self) -> Result<(), LedgerError> {
-        let setup = || -> rusqlite::Result<i64> {
-            self.connection.pragma_update(None, "journal_mode", "WAL")?;
-            self.connection.pragma_update(None, "synchronous", "FULL")?;
-            let format = |c: &Connection| c.pragma_query_value(None, "user_version", |r| r.get(0));
-            if format(&self.connection)? == 0 {
-                self.connection.execute_batch(&format!(
+        let connection = &self.reader.connection;
+        let setup = || -> rusqlite::Result<()> {
+            connection.pragma_update(None, "journal_mode", "WAL")?;
+            connection.pragma_update(None, "synchronous", "FULL")?;
+            let format: i64 =
+                connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+            if format == 0 {
+                connection.execute_batch(&format!(
                     "BEGIN; {TABLES} PRAGMA user_version = {FORMAT}; COMMIT;"
                 ))?;
             }
-            format(&self.connection)
+            Ok(())
         };
-        let found = setup().map_err(|source| self.fault(source))?;
-        if found != FORMAT {
-            return Err(LedgerError::Format {
-                path: self.path.clone(),
-                found,
-            });
-        }
-        Ok(())
+        setup().map_err(|source| self.fault(source))?;
+        self.check_format()
     }
 
-    fn fault(&self, source: rusqlite::Error) -> LedgerError {
-        LedgerError::Sqlite {
-            path: self.path.clone(),
-            source,
-        }
-    }
-
-    fn with<T>(
-        &mut self,
-        work: impl FnOnce(&rusqlite::Transaction<'_>) -> rusqlite::Result<T>,
-    ) -> Result<T, LedgerError> {
-        let path = self.path.clone();
-        let run = || {
-            let transaction = self.connection.transaction()?;
-            let value = work(&transaction)?;
-            transaction.commit()?;
-            Ok(value)
-        };
-        run().map_err(|source| LedgerError::Sqlite { path, source })
-    }
-
-    /// The job whose ledger this is; none in a new run directory.
+    /// Writes several things together: when it returns, all of them are on the disk; if it fails,
+    /// none is, and the same can be tried again.
     ///
     /// # Errors
-    /// [`LedgerError`]
-    pub fn job(&self) -> Result<Option<JobRecord>, LedgerError> {
-        self.meta("job")
+    /// [`LedgerError`], the first of `work`'s or of the disk.
+    pub fn batch<T>(
+        &mut self,
+        work: impl FnOnce(&mut Batch<'_>) -> Result<T, LedgerError>,
+    ) -> Result<T, LedgerError> {
+        let LedgerReader { path, connection } = &mut self.reader;
+        let fault = |source| LedgerError::Sqlite {
+            path: path.clone(),
+            source,
+        };
+        // Dropped before it is committed, it is rolled back.
+        let transaction = connection.transaction().map_err(fault)?;
+        let value = work(&mut Batch::new(path, &transaction))?;
+        transaction.commit().map_err(fault)?;
+        Ok(value)
     }
 
-    fn meta<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, LedgerError> {
-        let query = "SELECT value FROM meta WHERE key = ?";
-        let text = self
-            .connection
-            .query_row(query, [key], |row| row.get::<_, String>(0))
-            .optional()
-            .map_err(|source| self.fault(source))?;
-        text.map(|text| serde_json::from_str(&text).map_err(|error| self.damaged(&error)))
-            .transpose()
-    }
-
-    fn damaged(&self, error: &serde_json::Error) -> LedgerError {
-        LedgerError::Damaged {
-            path: self.path.clone(),
-            what: error.to_string(),
-        }
-    }
-
-    /// Records the job of a new run directory.
+    /// [`Batch::begin`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
     pub fn begin(&mut self, job: &JobRecord, data: &Manifest) -> Result<(), LedgerError> {
-        let job = serde_json::to_string(job).map_err(|error| self.damaged(&error))?;
-        let data = serde_json::to_string(data).map_err(|error| self.damaged(&error))?;
-        self.with(|t| {
-            t.execute("INSERT INTO meta VALUES ('job', ?)", [job])?;
-            t.execute("INSERT INTO meta VALUES ('data', ?)", [data])?;
-            Ok(())
-        })
+        self.batch(|batch| batch.begin(job, data))
     }
 
-    /// What the job has been computed on, if it has begun.
-    ///
-    /// # Errors
-    /// [`LedgerError`]
-    pub fn device(&self) -> Result<Option<DeviceKind>, LedgerError> {
-        self.meta("device")
-    }
-
-    /// Records what the job is computed on, for good.
+    /// [`Batch::set_device`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
     pub fn set_device(&mut self, device: &DeviceKind) -> Result<(), LedgerError> {
-        let device = serde_json::to_string(device).map_err(|error| self.damaged(&error))?;
-        self.with(|t| {
-            t.execute("INSERT INTO meta VALUES ('device', ?)", [device])
-                .map(drop)
-        })
+        self.batch(|batch| batch.set_device(device))
     }
 
-    /// The newest generation that was ever recorded; 0 if none was.
+    /// [`Batch::admit`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
-    pub fn newest_generation(&self) -> Result<Generation, LedgerError> {
-        self.connection
-            .query_row("SELECT max(generation) FROM generations", [], |row| {
-                row.get::<_, Option<u64>>(0)
-            })
-            .map(|newest| Generation(newest.unwrap_or(0)))
-            .map_err(|source| self.fault(source))
+    pub fn admit(
+        &mut self,
+        worker: WorkerId,
+        facts: &Facts,
+        unix_seconds: f64,
+    ) -> Result<(), LedgerError> {
+        self.batch(|batch| batch.admit(worker, facts, unix_seconds))
     }
 
-    /// Records a generation, before it is spoken.
+    /// [`Batch::generation`], by itself.
     ///
     /// # Errors
-    /// [`LedgerError`], also when the generation stands there already (invariant 3).
+    /// [`LedgerError`]
     pub fn generation(
         &mut self,
         generation: Generation,
@@ -329,30 +366,18 @@ impl Ledger {
         seats: &[Seat],
         unix_seconds: f64,
     ) -> Result<(), LedgerError> {
-        let members: Vec<serde_json::Value> = seats
-            .iter()
-            .map(|seat| {
-                serde_json::json!({
-                    "worker": seat.worker,
-                    "rank": seat.rank,
-                    "first_replica": seat.replicas.start,
-                    "replicas": seat.replicas.len(),
-                    "address": seat.address,
-                })
-            })
-            .collect();
-        let members = serde_json::Value::from(members).to_string();
-        self.with(|t| {
-            t.execute(
-                "INSERT INTO generations VALUES (?, ?, ?, ?)",
-                params![generation.0, unix_seconds, cause.to_string(), members],
-            )
-            .map(drop)
-        })
+        self.batch(|batch| batch.generation(generation, cause, seats, unix_seconds))
     }
 
-    /// Records the spans and the tail of an epoch as dealt to a generation's workers. Spans that
-    /// are done stay as they are.
+    /// [`Batch::vacate`], by itself.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn vacate(&mut self) -> Result<(), LedgerError> {
+        self.batch(|batch| batch.vacate())
+    }
+
+    /// [`Batch::assign`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
@@ -361,88 +386,30 @@ impl Ledger {
         generation: Generation,
         seats: &[Seat],
         plans: &[EpochPlan],
+        from: Step,
         steps_per_epoch: u64,
         batch: u32,
     ) -> Result<(), LedgerError> {
-        self.with(|t| {
-            let mut insert = t.prepare(
-                "INSERT INTO spans VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)
-                 ON CONFLICT DO UPDATE SET generation = excluded.generation, worker = excluded.worker
-                 WHERE done = 0",
-            )?;
-            let mut tail = t.prepare("INSERT OR IGNORE INTO tails VALUES (?, ?, ?, ?)")?;
-            for plan in plans {
-                let epoch = plan.epoch.0;
-                for seat in seats {
-                    for replica in seat.replicas.clone() {
-                        let mut used = 0;
-                        for span in &plan.replicas[replica as usize] {
-                            used += span.len;
-                            let end = epoch * steps_per_epoch + used.div_ceil(u64::from(batch));
-                            insert.execute(params![
-                                epoch,
-                                replica,
-                                span.shard,
-                                span.start,
-                                span.len,
-                                end,
-                                generation.0,
-                                seat.worker.0
-                            ])?;
-                        }
-                    }
-                }
-                for span in &plan.tail {
-                    tail.execute(params![epoch, span.shard, span.start, span.len])?;
-                }
-            }
-            Ok(())
-        })
+        self.batch(|b| b.assign(generation, seats, plans, from, steps_per_epoch, batch))
     }
 
-    /// Marks the spans that `State(step)` has used as done.
+    /// [`Batch::reached`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
     pub fn reached(&mut self, step: Step) -> Result<(), LedgerError> {
-        self.with(|t| {
-            t.execute(
-                "UPDATE spans SET done = 1 WHERE done = 0 AND end_step <= ?",
-                [step.0],
-            )
-            .map(drop)
-        })
+        self.batch(|batch| batch.reached(step))
     }
 
-    /// How many spans of an epoch are dealt but not done, and how many are done.
-    ///
-    /// # Errors
-    /// [`LedgerError`]
-    pub fn span_counts(&self, epoch: Epoch) -> Result<(u64, u64), LedgerError> {
-        let query = "SELECT count(*), ifnull(sum(done), 0) FROM spans WHERE epoch = ?";
-        let counts = self.connection.query_row(query, [epoch.0], |row| {
-            let (all, done): (u64, u64) = (row.get(0)?, row.get(1)?);
-            Ok((all - done, done))
-        });
-        counts.map_err(|source| self.fault(source))
-    }
-
-    /// Makes the ledger say what `State(step)`, from which the job goes on, has used: no less, and
-    /// no more.
+    /// [`Batch::rewind`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
     pub fn rewind(&mut self, step: Step) -> Result<(), LedgerError> {
-        self.with(|t| {
-            t.execute("DELETE FROM spans WHERE end_step > ?", [step.0])?;
-            // The last steps before a crash may not be marked; the state has used them.
-            t.execute("UPDATE spans SET done = 1 WHERE done = 0", [])?;
-            t.execute("DELETE FROM checkpoints WHERE step > ?", [step.0])?;
-            Ok(())
-        })
+        self.batch(|batch| batch.rewind(step))
     }
 
-    /// Records a checkpoint.
+    /// [`Batch::checkpoint`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
@@ -451,39 +418,10 @@ impl Ledger {
         checkpoint: &CheckpointRecord,
         unix_seconds: f64,
     ) -> Result<(), LedgerError> {
-        self.with(|t| {
-            t.execute(
-                "INSERT OR REPLACE INTO checkpoints VALUES (?, ?, ?, ?)",
-                params![
-                    checkpoint.step.0,
-                    checkpoint.path,
-                    checkpoint.digest,
-                    unix_seconds
-                ],
-            )
-            .map(drop)
-        })
+        self.batch(|batch| batch.checkpoint(checkpoint, unix_seconds))
     }
 
-    /// The checkpoints on record, oldest first. Retention may have removed their files since.
-    ///
-    /// # Errors
-    /// [`LedgerError`]
-    pub fn checkpoints(&self) -> Result<Vec<CheckpointRecord>, LedgerError> {
-        self.rows(
-            "SELECT step, path, digest FROM checkpoints ORDER BY step",
-            [],
-            |row| {
-                Ok(CheckpointRecord {
-                    step: Step(row.get(0)?),
-                    path: row.get(1)?,
-                    digest: row.get(2)?,
-                })
-            },
-        )
-    }
-
-    /// Records an event.
+    /// [`Batch::event`], by itself.
     ///
     /// # Errors
     /// [`LedgerError`]
@@ -494,85 +432,7 @@ impl Ledger {
         detail: &str,
         unix_seconds: f64,
     ) -> Result<(), LedgerError> {
-        self.with(|t| {
-            t.execute(
-                "INSERT INTO events (unix_seconds, generation, kind, detail) VALUES (?, ?, ?, ?)",
-                params![unix_seconds, generation.0, kind.to_string(), detail],
-            )
-            .map(drop)
-        })
-    }
-
-    /// The newest `count` events, oldest first.
-    ///
-    /// # Errors
-    /// [`LedgerError`]
-    pub fn events(&self, count: u32) -> Result<Vec<EventRecord>, LedgerError> {
-        let mut events = self.rows(
-            "SELECT unix_seconds, kind, detail FROM events ORDER BY id DESC LIMIT ?",
-            [count],
-            |row| {
-                Ok(EventRecord {
-                    unix_seconds: row.get(0)?,
-                    kind: row.get(1)?,
-                    detail: row.get(2)?,
-                })
-            },
-        )?;
-        events.reverse();
-        Ok(events)
-    }
-
-    /// The spans of an epoch, by replica, and its tail.
-    ///
-    /// # Errors
-    /// [`LedgerError`]
-    pub fn epoch(&self, epoch: Epoch) -> Result<(Vec<SpanRecord>, Vec<Span>), LedgerError> {
-        let spans = self.rows(
-            "SELECT replica, shard, start, len, generation, worker, done FROM spans
-             WHERE epoch = ? ORDER BY replica, end_step",
-            [epoch.0],
-            |row| {
-                Ok(SpanRecord {
-                    replica: row.get(0)?,
-                    span: Span {
-                        shard: row.get(1)?,
-                        start: row.get(2)?,
-                        len: row.get(3)?,
-                    },
-                    generation: Generation(row.get(4)?),
-                    worker: WorkerId(row.get(5)?),
-                    done: row.get(6)?,
-                })
-            },
-        )?;
-        let tail = self.rows(
-            "SELECT shard, start, len FROM tails WHERE epoch = ?",
-            [epoch.0],
-            |row| {
-                Ok(Span {
-                    shard: row.get(0)?,
-                    start: row.get(1)?,
-                    len: row.get(2)?,
-                })
-            },
-        )?;
-        Ok((spans, tail))
-    }
-
-    fn rows<T, P: rusqlite::Params>(
-        &self,
-        query: &str,
-        params: P,
-        read: impl FnMut(&rusqlite::Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>, LedgerError> {
-        let collect = || -> rusqlite::Result<Vec<T>> {
-            self.connection
-                .prepare_cached(query)?
-                .query_map(params, read)?
-                .collect()
-        };
-        collect().map_err(|source| self.fault(source))
+        self.batch(|batch| batch.event(generation, kind, detail, unix_seconds))
     }
 }
 

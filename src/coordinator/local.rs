@@ -3,7 +3,7 @@
 //! They talk over gRPC and TCP as they would across a cluster; only the launching is done here.
 
 use super::status::Progress;
-use super::{Coordinator, CoordinatorError, Ending};
+use super::{Coordinator, CoordinatorError, Ending, Served};
 use crate::membership::{Outcome, Phase};
 use crate::telemetry::progress::{self, ProgressView};
 use std::fs::OpenOptions;
@@ -137,37 +137,61 @@ impl Coordinator {
         let bar = progress::Progress::new(self.total_steps(), self.start());
         let show = tokio::spawn(show(bar, progress.clone()));
         let watched = Arc::clone(&workers);
+        let needed = self.options.job.workers.min.min(local.workers) as usize;
         let ending = async move {
             tokio::select! {
                 ending = stop => ending,
-                failed = first_failure(&watched) => Ending::Fail(failed),
+                ending = too_few(&watched, needed) => ending,
             }
         };
-        let outcome = self.serve_shown(listener, ending, shown, progress).await;
+        let served = self.serve_shown(listener, ending, shown, progress).await;
         let _ = show.await;
         reap(&mut workers.lock().await).await;
-        outcome
+        Ok(match served? {
+            Served::Over(outcome) => outcome,
+            Served::Left(step) => Outcome::Drained(step),
+        })
     }
 }
 
-/// Ends when a worker has ended badly and the coordinator has had time to say it better.
-async fn first_failure(workers: &Mutex<Vec<Worker>>) -> String {
+/// Ends when fewer workers are left than the job needs, for no others will come, and the
+/// coordinator has had time to say it better. As long as there are enough, the job goes on.
+async fn too_few(workers: &Mutex<Vec<Worker>>, needed: usize) -> Ending {
+    let mut gone: Vec<u32> = Vec::new();
     loop {
-        for worker in workers.lock().await.iter_mut() {
-            if let Ok(Some(status)) = worker.child.try_wait()
-                && !status.success()
-                // It was told to go, and the coordinator knows.
-                && status.code() != Some(LEFT)
-            {
-                tokio::time::sleep(NOTICE).await;
-                return format!(
-                    "worker {} ended ({status}); the end of {}:\n{}",
-                    worker.index,
-                    worker.log.display(),
-                    last_lines(&worker.log, 8)
-                );
+        let mut workers = workers.lock().await;
+        let launched = workers.len();
+        for worker in workers.iter_mut() {
+            let Ok(Some(status)) = worker.child.try_wait() else {
+                continue;
+            };
+            if status.success() || gone.contains(&worker.index) {
+                continue;
             }
+            gone.push(worker.index);
+            let left = launched - gone.len();
+            // It was told to go, and the coordinator knows.
+            let told = status.code() == Some(LEFT);
+            if left >= needed {
+                let name = worker.index;
+                eprintln!("worker {name} ended ({status}); {left} go on");
+                continue;
+            }
+            let account = format!(
+                "worker {} ended ({status}); the end of {}:\n{}",
+                worker.index,
+                worker.log.display(),
+                last_lines(&worker.log, 8)
+            );
+            drop(workers);
+            tokio::time::sleep(NOTICE).await;
+            return if told {
+                Ending::Drain(account)
+            } else {
+                Ending::Fail(account)
+            };
         }
+        drop(workers);
         tokio::time::sleep(REFRESH).await;
     }
 }
@@ -209,7 +233,10 @@ async fn show(mut bar: progress::Progress, mut progress: watch::Receiver<Progres
     loop {
         let last = {
             let now = progress.borrow_and_update();
-            let waits = matches!(now.phase, Phase::Gathering | Phase::Forming);
+            let waits = matches!(
+                now.phase,
+                Phase::Gathering | Phase::Recovering | Phase::Forming
+            );
             if waits && began.elapsed() > PATIENCE && told != now.detail {
                 told.clone_from(&now.detail);
                 bar.note(&told);

@@ -19,18 +19,18 @@ pub use status::{json as status_json, text as status_text};
 use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
 use crate::config::{self, Job};
 use crate::data::{DataError, Dataset};
-use crate::ids::Step;
-use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Rules, Source};
+use crate::ids::{Generation, Step};
+use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Past, Rules};
 use crate::plan::{Plan, PlanError};
 use crate::proto;
 use crate::proto::coordinator_server::CoordinatorServer;
 use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
-use driver::{Driver, Input, Reached, Secrets};
+use driver::{Driver, End, Input, Plans, Reached, Secrets, Sessions, Shown, Waiting};
 use ledger::{JobRecord, Ledger, LedgerError};
+use prost::bytes::Bytes;
 use service::Service;
 use status::{Identity, Progress};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -153,6 +153,17 @@ pub enum Ending {
     Drain(String),
     /// It can't go on.
     Fail(String),
+    /// The coordinator goes, and its workers go on until it is back.
+    Leave,
+}
+
+/// How a coordinator ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Served {
+    /// With its job.
+    Over(Outcome),
+    /// Before its job, which had reached this step.
+    Left(Step),
 }
 
 /// What a coordinator is asked to do.
@@ -176,7 +187,7 @@ pub struct Coordinator {
     ledger: Ledger,
     records: RecordLog,
     record: JobRecord,
-    source: Source,
+    past: Past,
     total_steps: u64,
     ignored: u64,
 }
@@ -213,7 +224,7 @@ impl Coordinator {
         let total_steps = job.total_steps(plan.steps_per_epoch());
         let run_dir = &options.run_dir;
         let mut ledger = Ledger::open(run_dir)?;
-        let (record, source) = match ledger.job()? {
+        let (record, checkpoint) = match ledger.job()? {
             None => {
                 let record = JobRecord {
                     job_id: random_id().map_err(DriverError::from)?,
@@ -223,7 +234,7 @@ impl Coordinator {
                     started_unix_seconds: driver::unix_seconds(),
                 };
                 ledger.begin(&record, dataset.manifest())?;
-                (record, Source::Fresh)
+                (record, None)
             }
             Some(record) if !options.resume => {
                 return Err(CoordinatorError::Occupied {
@@ -234,30 +245,36 @@ impl Coordinator {
             Some(record) => {
                 same_job(&options, &record, &data_digest)?;
                 let recorded = ledger.checkpoints()?.len();
-                let source = newest_checkpoint(&options, &record, recorded)?;
-                (record, source)
+                let checkpoint = newest_checkpoint(&options, &record, recorded)?;
+                (record, checkpoint)
             }
         };
-        let step = source.step();
-        if step.0 > total_steps {
-            return Err(CoordinatorError::Behind {
-                wanted: total_steps,
-                have: step,
-            });
+        let have = checkpoint.as_ref().map_or(Step(0), |c| c.step);
+        if have.0 > total_steps {
+            let wanted = total_steps;
+            return Err(CoordinatorError::Behind { wanted, have });
         }
-        ledger.rewind(step)?;
-        if let Source::Checkpoint(checkpoint) = &source {
+        if let Some(checkpoint) = &checkpoint {
             // A crash may have come between the checkpoint and its record.
             ledger.checkpoint(checkpoint, driver::unix_seconds())?;
         }
-        let records = RecordLog::open(&run_dir.join("metrics.jsonl"), step)?;
+        let past = Past {
+            generation: ledger.newest_generation()?,
+            // Those who may still be training.
+            seats: ledger
+                .live_generation()?
+                .map_or_else(Vec::new, |live| live.1),
+            reached: ledger.reached_step()?,
+            checkpoint,
+        };
+        let records = RecordLog::open(&run_dir.join("metrics.jsonl"))?;
         Ok(Self {
             plan,
             data_digest,
             ledger,
             records,
             record,
-            source,
+            past,
             total_steps,
             ignored: dataset.ignored(),
             options,
@@ -266,7 +283,18 @@ impl Coordinator {
 
     /// The step to go on from.
     pub fn start(&self) -> Step {
-        self.source.step()
+        let checkpoint = self.past.checkpoint.as_ref();
+        checkpoint.map_or(Step(0), |checkpoint| checkpoint.step)
+    }
+
+    /// Whether the run directory held the job already.
+    pub fn is_resumed(&self) -> bool {
+        self.past.generation.0 > 0
+    }
+
+    /// How many workers of a coordinator before this one may still be training.
+    pub fn expected_back(&self) -> usize {
+        self.past.seats.len()
     }
 
     /// Files of the data's folder that look like images, but of formats that aren't read.
@@ -295,7 +323,7 @@ impl Coordinator {
         self,
         listener: TcpListener,
         stop: impl Future<Output = Ending> + Send + 'static,
-    ) -> Result<Outcome, CoordinatorError> {
+    ) -> Result<Served, CoordinatorError> {
         let (shown, progress) = self.channel();
         self.serve_shown(listener, stop, shown, progress).await
     }
@@ -310,12 +338,12 @@ impl Coordinator {
         stop: impl Future<Output = Ending> + Send + 'static,
         shown: watch::Sender<Progress>,
         progress: watch::Receiver<Progress>,
-    ) -> Result<Outcome, CoordinatorError> {
+    ) -> Result<Served, CoordinatorError> {
         let address = listener
             .local_addr()
             .map_or_else(|_| "?".to_owned(), |address| address.to_string());
-        if self.source.step().0 >= self.total_steps {
-            return Ok(Outcome::Complete(self.source.step()));
+        if self.start().0 >= self.total_steps {
+            return Ok(Served::Over(Outcome::Complete(self.start())));
         }
         let identity = self.identity();
         let (inbox, events) = std::sync::mpsc::channel();
@@ -330,18 +358,19 @@ impl Coordinator {
             })?;
         let stopper = inbox.clone();
         let stop = tokio::spawn(async move {
-            let event = match stop.await {
-                Ending::Stop(reason) => Event::Stop(reason),
-                Ending::Drain(reason) => Event::Drain(reason),
-                Ending::Fail(reason) => Event::Fail(reason),
+            let input = match stop.await {
+                Ending::Stop(reason) => Input::Event(Event::Stop(reason)),
+                Ending::Drain(reason) => Input::Event(Event::Drain(reason)),
+                Ending::Fail(reason) => Input::Event(Event::Fail(reason)),
+                Ending::Leave => Input::Leave,
             };
-            let _ = stopper.send(Input::Said(event, Vec::new()));
+            let _ = stopper.send(input);
         });
         let service = Service {
             inbox,
             progress,
             identity,
-            next_worker: AtomicU64::new(1),
+            next_session: AtomicU64::new(1),
         };
         let (end, server) = server(service, listener, address.clone()).await;
         let outcome = outcome.await.map_err(|_| CoordinatorError::Io {
@@ -356,7 +385,10 @@ impl Coordinator {
             Ok(_) => {}
             Err(_) => tracing::warn!("some connections did not end in time and were cut"),
         }
-        Ok(outcome??)
+        Ok(match outcome?? {
+            End::Over(outcome) => Served::Over(outcome),
+            End::Left(step) => Served::Left(step),
+        })
     }
 
     fn identity(&self) -> Identity {
@@ -376,8 +408,10 @@ impl Coordinator {
         let job = &self.options.job;
         let deadlines = job.deadlines;
         let rules = Rules {
+            job_id: self.record.job_id.clone(),
             expected: self.options.expected,
-            max: self.options.expected.max(job.max_workers()),
+            min: job.workers.min.min(self.options.expected),
+            max: job.max_workers(),
             replicas: job.train.replicas,
             total_steps: self.total_steps,
             steps_per_epoch: self.plan.steps_per_epoch(),
@@ -386,10 +420,10 @@ impl Coordinator {
             join: deadlines.join,
             heartbeat: deadlines.heartbeat,
             form: deadlines.form,
+            pause: 2 * deadlines.collective,
             // The step in flight, the checkpoint before and the last one.
             finish: deadlines.collective + 2 * deadlines.checkpoint,
         };
-        let generation = self.ledger.newest_generation()?;
         let run_dir = std::path::absolute(&self.options.run_dir)
             .unwrap_or_else(|_| self.options.run_dir.clone());
         let welcome = proto::Welcome {
@@ -398,23 +432,29 @@ impl Coordinator {
             job: toml::to_string(job)?,
             run_dir: run_dir.display().to_string(),
             heartbeat_seconds: deadlines.heartbeat.as_secs_f64() / 4.0,
+            resumed: false,
         };
+        let next = self.ledger.newest_worker()?.next();
+        let reached = Reached::at(self.past.reached);
         Ok(Driver {
-            machine: Membership::new(rules, generation, self.source, Duration::ZERO),
+            machine: Membership::new(rules, self.past, Duration::ZERO),
             batch: job.train.batch,
             samples_per_step: job.global_batch(),
             seconds_before: self.records.last_time().unwrap_or(0.0),
             ledger: self.ledger,
             records: self.records,
-            plan: self.plan,
+            plans: Plans::new(self.plan),
             total_steps: self.total_steps,
+            heartbeat: deadlines.heartbeat,
             welcome,
             origin,
             progress,
             secrets: Secrets::new().map_err(DriverError::from)?,
-            sessions: HashMap::new(),
-            reached: Reached::default(),
-            history_grew: true,
+            sessions: Sessions::new(next),
+            reached,
+            waiting: Waiting::default(),
+            members: (Generation(0), Bytes::new()),
+            shown: Shown::everything(),
         })
     }
 }
@@ -488,13 +528,13 @@ fn newest_checkpoint(
     options: &Options,
     record: &JobRecord,
     recorded: usize,
-) -> Result<Source, CoordinatorError> {
+) -> Result<Option<CheckpointRecord>, CoordinatorError> {
     let store = Store::new(options.run_dir.join("checkpoints"));
     let Some(Stored { path, manifest }) = store.newest()? else {
         // A job that has lost all its checkpoints must not silently begin anew.
         let count = store.list()?.len().max(recorded);
         return match count {
-            0 => Ok(Source::Fresh),
+            0 => Ok(None),
             count => Err(CoordinatorError::NoWholeCheckpoint {
                 dir: store.dir().to_owned(),
                 count,
@@ -512,11 +552,7 @@ fn newest_checkpoint(
             ),
         });
     }
-    Ok(Source::Checkpoint(checkpoint_record(
-        &options.run_dir,
-        &path,
-        &manifest,
-    )))
+    Ok(Some(checkpoint_record(&options.run_dir, &path, &manifest)))
 }
 
 fn checkpoint_record(run_dir: &Path, path: &Path, manifest: &Manifest) -> CheckpointRecord {

@@ -1,10 +1,9 @@
 //! The tonic service: sessions, status and control, in front of the driver.
 
-use super::driver::{Input, OUTBOX};
+use super::driver::{Input, OUTBOX, SessionId};
 use super::status::{self, Identity, Progress};
 use super::wire;
-use crate::ids::WorkerId;
-use crate::membership::Event;
+use crate::membership::{Event, Word};
 use crate::proto::coordinator_server::Coordinator;
 use crate::proto::{
     ControlReply, ControlRequest, CoordinatorMessage, JobStatus, StatusRequest, WatchRequest,
@@ -27,7 +26,7 @@ pub(super) struct Service {
     pub(super) inbox: Sender<Input>,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) identity: Identity,
-    pub(super) next_worker: AtomicU64,
+    pub(super) next_session: AtomicU64,
 }
 
 type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -42,14 +41,14 @@ impl Coordinator for Service {
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let messages = request.into_inner();
-        let worker = WorkerId(self.next_worker.fetch_add(1, Ordering::Relaxed));
+        let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let (outbox, replies) = mpsc::channel(OUTBOX);
-        self.tell(Input::Opened(worker, outbox))?;
+        self.tell(Input::Opened(session, outbox))?;
         let inbox = self.inbox.clone();
         tokio::spawn(async move {
-            let why = listen(worker, messages, &inbox).await;
+            let why = listen(session, messages, &inbox).await;
             // If the driver is gone, nobody needs the notice.
-            let _ = inbox.send(Input::Said(Event::Lost(worker, why), Vec::new()));
+            let _ = inbox.send(Input::Closed(session, why));
         });
         Ok(Response::new(ReceiverStream::new(replies)))
     }
@@ -91,7 +90,7 @@ impl Coordinator for Service {
                 } else {
                     stop.reason
                 };
-                self.tell(Input::Said(Event::Stop(reason), Vec::new()))?;
+                self.tell(Input::Event(Event::Stop(reason)))?;
                 let step = self.progress.borrow().step.0;
                 Ok(Response::new(ControlReply { step }))
             }
@@ -110,7 +109,7 @@ impl Service {
 
 /// Hears one worker to its end, and says why it ended.
 async fn listen(
-    worker: WorkerId,
+    session: SessionId,
     mut messages: Streaming<WorkerMessage>,
     inbox: &Sender<Input>,
 ) -> String {
@@ -129,18 +128,19 @@ async fn listen(
             Ok(None) => return "its stream ended".to_owned(),
             Err(status) => return format!("its stream broke: {}", status.message()),
         };
-        let heard = match wire::hear(worker, message) {
+        let heard = match wire::hear(message) {
             Ok(heard) => heard,
             Err(malformed) => {
-                tracing::warn!(%worker, "a message can't be taken: {malformed}");
+                tracing::warn!("a message can't be taken: {malformed}");
                 return format!("it sent a message that can't be taken: {malformed}");
             }
         };
-        if first != matches!(heard.event, Event::Hello(..)) {
+        if first != matches!(heard.word, Word::Hello(..)) {
             return "it said Hello late, or twice".to_owned();
         }
         first = false;
-        if inbox.send(Input::Said(heard.event, heard.records)).is_err() {
+        let said = Input::Said(session, heard.word, heard.records);
+        if inbox.send(said).is_err() {
             return "the coordinator is ending".to_owned();
         }
     }

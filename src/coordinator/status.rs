@@ -96,6 +96,7 @@ pub(super) fn message(identity: &Identity, progress: &Progress) -> proto::JobSta
         unix_seconds: event.unix_seconds,
         kind: event.kind.clone(),
         detail: event.detail.clone(),
+        generation: event.generation.0,
     });
     proto::JobStatus {
         job: identity.job.clone(),

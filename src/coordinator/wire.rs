@@ -1,21 +1,26 @@
 //! Between the protocol's messages and the machine's events and orders.
 
-use crate::ids::{Generation, Step, WorkerId};
+use crate::ids::{Generation, Rank, Step, WorkerId};
+use crate::membership::balance::Pace;
 use crate::membership::{
-    CheckpointRecord, DeviceKind, Event, Facts, Finish, Order, Outcome, Seat, Source,
+    Assignment, Breakage, CheckpointRecord, Close, DeviceKind, Facts, Finish, Forming, Order,
+    Outcome, Seat, Standing, Word,
 };
 use crate::plan::{EpochPlan, Span};
 use crate::proto;
+use prost::Message;
+use prost::bytes::Bytes;
 use proto::coordinator_message::Kind as ToWorker;
 use proto::worker_message::Kind as FromWorker;
 use std::ops::Range;
+use std::time::Duration;
 
 /// The protocol that this program speaks.
 pub(super) const PROTOCOL: &str = "ganglion.v1";
 
 /// What a worker said, for the machine; and the records of its steps, for the log.
 pub(super) struct Heard {
-    pub(super) event: Event,
+    pub(super) word: Word,
     pub(super) records: Vec<proto::StepRecord>,
 }
 
@@ -32,17 +37,29 @@ pub(super) enum Malformed {
     Protocol(String),
 }
 
-pub(super) fn hear(worker: WorkerId, message: proto::WorkerMessage) -> Result<Heard, Malformed> {
+pub(super) fn hear(message: proto::WorkerMessage) -> Result<Heard, Malformed> {
     let mut records = Vec::new();
-    let event = match message.kind.ok_or(Malformed::Empty)? {
-        FromWorker::Hello(hello) => Event::Hello(worker, facts(hello)?),
-        FromWorker::Ready(ready) => Event::Ready(worker, ready.data_digest),
+    let word = match message.kind.ok_or(Malformed::Empty)? {
+        FromWorker::Hello(hello) => {
+            let standing = Standing {
+                generation: Generation(hello.generation),
+                within: hello.within,
+                step: Step(hello.step),
+            };
+            Word::Hello(facts(hello)?, standing)
+        }
+        FromWorker::Ready(ready) => Word::Ready(ready.data_digest, Step(ready.step)),
         FromWorker::Formed(formed) => {
-            Event::Formed(worker, Generation(formed.generation), Step(formed.step))
+            let forming = Forming {
+                abort: seconds(formed.abort_seconds),
+                connect: seconds(formed.connect_seconds),
+                heal: seconds(formed.heal_seconds),
+            };
+            Word::Formed(Generation(formed.generation), Step(formed.step), forming)
         }
         FromWorker::Progress(progress) => {
             records = progress.records;
-            Event::Progress(worker, Generation(progress.generation), Step(progress.step))
+            Word::Progress(Generation(progress.generation), Step(progress.step))
         }
         FromWorker::CheckpointWritten(written) => {
             let (generation, step) = (Generation(written.generation), Step(written.step));
@@ -52,18 +69,23 @@ pub(super) fn hear(worker: WorkerId, message: proto::WorkerMessage) -> Result<He
                     path: written.path,
                     digest: written.digest,
                 };
-                Event::CheckpointWritten(worker, generation, checkpoint)
+                Word::CheckpointWritten(generation, checkpoint)
             } else {
-                Event::CheckpointFailed(worker, generation, step, written.error)
+                Word::CheckpointFailed(generation, step, written.error)
             }
         }
-        FromWorker::CollectiveFailed(failed) => Event::CollectiveFailed(
-            worker,
+        FromWorker::Paused(paused) => {
+            Word::Paused(Generation(paused.generation), Step(paused.step))
+        }
+        FromWorker::CollectiveFailed(failed) => Word::CollectiveFailed(
             Generation(failed.generation),
             Step(failed.step),
-            failed.reason,
+            Breakage {
+                reason: failed.reason,
+                suspect: failed.suspect.map(Rank),
+            },
         ),
-        FromWorker::Leaving(leaving) => Event::Leaving(worker, Generation(leaving.generation)),
+        FromWorker::Leaving(leaving) => Word::Leaving(Generation(leaving.generation)),
         FromWorker::Finished(finished) => {
             let finish = match finished.cause() {
                 proto::FinishCause::Complete => Finish::Complete,
@@ -73,16 +95,22 @@ pub(super) fn hear(worker: WorkerId, message: proto::WorkerMessage) -> Result<He
                     Finish::Failed(finished.detail)
                 }
             };
-            Event::Finished(
-                worker,
-                Generation(finished.generation),
-                Step(finished.step),
-                finish,
-            )
+            Word::Finished(Generation(finished.generation), Step(finished.step), finish)
         }
-        FromWorker::Heartbeat(_) => Event::Heartbeat(worker),
+        FromWorker::Heartbeat(beat) => {
+            let pace = (beat.compute_seconds > 0.0 && beat.hosted > 0).then(|| Pace {
+                compute: seconds(beat.compute_seconds),
+                hosted: beat.hosted,
+            });
+            Word::Heartbeat(Generation(beat.generation), Step(beat.step), pace)
+        }
     };
-    Ok(Heard { event, records })
+    Ok(Heard { word, records })
+}
+
+/// A duration from the network: what is none counts as nothing.
+fn seconds(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 fn facts(hello: proto::Hello) -> Result<Facts, Malformed> {
@@ -93,8 +121,12 @@ fn facts(hello: proto::Hello) -> Result<Facts, Malformed> {
     if hello.collective.is_empty() {
         return Err(Malformed::Lacks("collective"));
     }
+    if hello.incarnation.is_empty() {
+        return Err(Malformed::Lacks("incarnation"));
+    }
     Ok(Facts {
         incarnation: hello.incarnation,
+        job_id: hello.job_id,
         host: hello.host,
         pid: hello.pid,
         collective: hello.collective,
@@ -110,44 +142,67 @@ fn facts(hello: proto::Hello) -> Result<Facts, Malformed> {
 /// What an order needs to become a message, beyond what the machine knows.
 pub(super) struct Context<'a> {
     pub(super) welcome: &'a proto::Welcome,
-    pub(super) secret: [u8; 32],
     pub(super) total_steps: u64,
-    pub(super) plans: &'a [EpochPlan],
-    pub(super) hosted: Range<u32>,
+    /// The newest step whose record has arrived.
+    pub(super) recorded: Step,
 }
 
+/// A generation's seats as all its workers are told them: encoded once, shared by every message.
+pub(super) fn members(seats: &[Seat]) -> Bytes {
+    let peers = seats.iter().map(peer).collect();
+    Bytes::from(proto::Members { peers }.encode_to_vec())
+}
+
+/// The message for a seat in a generation.
+pub(super) fn assignment(
+    assignment: &Assignment,
+    members: Bytes,
+    secret: [u8; 32],
+    work: proto::Work,
+    context: &Context<'_>,
+) -> proto::CoordinatorMessage {
+    let closing = match assignment.close {
+        None => proto::Closing::Unspecified,
+        Some(Close::Stopped) => proto::Closing::Stopped,
+        Some(Close::Left) => proto::Closing::Left,
+    };
+    message(ToWorker::Assignment(proto::Assignment {
+        generation: assignment.generation.0,
+        rank: assignment.rank.0,
+        members,
+        secret: secret.to_vec(),
+        checkpoint: assignment.checkpoint.clone().map(from_checkpoint),
+        total_steps: context.total_steps,
+        work: Some(work),
+        closing: closing.into(),
+        recorded: context.recorded.0,
+    }))
+}
+
+/// The message for an order that needs nothing but itself.
 pub(super) fn tell(
     worker: WorkerId,
     order: Order,
-    context: Context<'_>,
-) -> proto::CoordinatorMessage {
+    context: &Context<'_>,
+) -> Option<proto::CoordinatorMessage> {
     let kind = match order {
-        Order::Welcome => ToWorker::Welcome(proto::Welcome {
+        Order::Welcome { resumed } => ToWorker::Welcome(proto::Welcome {
             worker: worker.0,
+            resumed,
             ..context.welcome.clone()
         }),
         Order::Refused { reason, permanent } => {
             ToWorker::Refused(proto::Refused { reason, permanent })
         }
-        Order::Assignment {
-            generation,
-            rank,
-            seats,
-            source,
-            epochs: _,
-        } => ToWorker::Assignment(proto::Assignment {
+        Order::Assignment(_) | Order::Work { .. } => return None,
+        Order::Pause(generation) => ToWorker::Pause(proto::Pause {
             generation: generation.0,
-            rank: rank.0,
-            peers: seats.iter().map(peer).collect(),
-            secret: context.secret.to_vec(),
-            source: Some(state_source(source)),
-            total_steps: context.total_steps,
-            work: Some(work(generation, context.plans, context.hosted)),
         }),
-        Order::Work {
-            generation,
-            epochs: _,
-        } => ToWorker::Work(work(generation, context.plans, context.hosted)),
+        Order::Hold(generation, reason) => ToWorker::Hold(proto::Hold {
+            generation: generation.0,
+            reason,
+        }),
+        Order::Release => ToWorker::Release(proto::Release {}),
         Order::Stop { reason, drain } => ToWorker::Stop(proto::Stop { reason, drain }),
         Order::Acknowledged => ToWorker::Acknowledged(proto::Acknowledged {}),
         Order::Ended(outcome) => ToWorker::Ended(proto::Ended {
@@ -155,6 +210,10 @@ pub(super) fn tell(
             outcome: outcome.to_string(),
         }),
     };
+    Some(message(kind))
+}
+
+pub(super) fn message(kind: ToWorker) -> proto::CoordinatorMessage {
     proto::CoordinatorMessage { kind: Some(kind) }
 }
 
@@ -167,22 +226,21 @@ fn peer(seat: &Seat) -> proto::Peer {
     }
 }
 
-fn state_source(source: Source) -> proto::StateSource {
-    use proto::state_source::Kind;
-    let kind = match source {
-        Source::Fresh => Kind::Fresh(proto::Fresh {}),
-        Source::Checkpoint(checkpoint) => Kind::Checkpoint(proto::FromCheckpoint {
-            path: checkpoint.path,
-            step: checkpoint.step.0,
-            digest: checkpoint.digest,
-        }),
-    };
-    proto::StateSource { kind: Some(kind) }
+fn from_checkpoint(checkpoint: CheckpointRecord) -> proto::FromCheckpoint {
+    proto::FromCheckpoint {
+        path: checkpoint.path,
+        step: checkpoint.step.0,
+        digest: checkpoint.digest,
+    }
 }
 
 /// The spans of the replicas that one worker hosts.
-fn work(generation: Generation, plans: &[EpochPlan], hosted: Range<u32>) -> proto::Work {
-    let epochs = plans.iter().map(|plan| proto::EpochWork {
+pub(super) fn work<'a>(
+    generation: Generation,
+    plans: impl Iterator<Item = &'a EpochPlan>,
+    hosted: &Range<u32>,
+) -> proto::Work {
+    let epochs = plans.map(|plan| proto::EpochWork {
         epoch: plan.epoch.0,
         replicas: hosted
             .clone()

@@ -72,8 +72,7 @@ impl Membership {
             }
             None => {
                 let joined = format!("worker {worker} ({facts}) on {}", facts.device);
-                let member =
-                    Member::new(facts.clone(), MemberState::Preparing, standing.step, now);
+                let member = Member::new(facts.clone(), MemberState::Preparing, standing.step, now);
                 self.members.insert(worker, member);
                 actions.extend([
                     Action::Persist(Record::Admitted(worker, facts)),
@@ -119,13 +118,7 @@ impl Membership {
     }
 
     /// A worker that is known has lost its session, or its coordinator, and has found this one.
-    fn back(
-        &mut self,
-        worker: WorkerId,
-        standing: Standing,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    fn back(&mut self, worker: WorkerId, standing: Standing, now: Now, actions: &mut Vec<Action>) {
         let present = self.generation;
         let Some(member) = self.members.get_mut(&worker) else {
             return;
@@ -223,7 +216,10 @@ impl Membership {
             return;
         }
         let whole = self.seated().count() == self.seats.len();
-        if self.seated().any(|(_, member)| member.state == MemberState::Finished) {
+        if self
+            .seated()
+            .any(|(_, member)| member.state == MemberState::Finished)
+        {
             self.enter(Phase::Stopping, now);
             if !whole {
                 self.regroup(Cause::CoordinatorRestart, now, actions);

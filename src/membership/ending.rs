@@ -123,15 +123,15 @@ impl Membership {
             return;
         };
         let told = format!("{}: {finish}", name(worker, member));
-        let failed = match finish {
-            Finish::Failed(reason) => Some(reason),
-            _ => None,
-        };
+        let failed = matches!(finish, Finish::Failed(_));
         let seat = member.seat.clone();
-        let (Some(seat), None) = (seat.as_ref(), &failed) else {
+        let (Some(seat), false) = (seat.as_ref(), failed) else {
             // It can't go on. Perhaps others can.
             self.members.remove(&worker);
-            actions.push(Action::Persist(Record::Event(EventKind::Died, told.clone())));
+            actions.push(Action::Persist(Record::Event(
+                EventKind::Died,
+                told.clone(),
+            )));
             actions.push(Action::Send(worker, Order::Acknowledged));
             if seat.is_some() && self.members.values().all(|m| !m.is_able(now)) {
                 self.fail(told, actions);
@@ -203,7 +203,7 @@ impl Membership {
         ]);
     }
 
-    fn outcome(&self) -> Outcome {
+    pub(super) fn outcome(&self) -> Outcome {
         let step = self.reached;
         match &self.ending {
             _ if step.0 >= self.rules.total_steps => Outcome::Complete(step),
@@ -274,15 +274,12 @@ impl Membership {
         self.end(Outcome::Failed(reason), actions);
     }
 
-    fn end(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
+    pub(super) fn end(&mut self, outcome: Outcome, actions: &mut Vec<Action>) {
         if matches!(self.phase, Phase::Ended(_)) {
             return;
         }
         let ended = Record::Event(EventKind::Ended, outcome.to_string());
-        actions.extend([
-            Action::Persist(Record::Vacated),
-            Action::Persist(ended),
-        ]);
+        actions.extend([Action::Persist(Record::Vacated), Action::Persist(ended)]);
         for (worker, member) in &self.members {
             if member.state != MemberState::Finished {
                 actions.push(Action::Send(*worker, Order::Ended(outcome.clone())));

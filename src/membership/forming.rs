@@ -1,10 +1,10 @@
 //! PURE. Seats, pauses, and what follows a broken generation.
 
+use super::ending::Ending;
 use super::members::{Member, MemberState, Now};
 use super::words::{
     Action, Assignment, Breakage, Cause, Close, EventKind, Forming, Order, Phase, Record, Seat,
 };
-use super::ending::Ending;
 use super::{Membership, balance, name};
 use crate::ids::{Rank, Step, WorkerId};
 use std::cmp::Reverse;
@@ -193,8 +193,10 @@ impl Membership {
         });
         workers.truncate(self.rules.max.min(self.rules.replicas) as usize);
         let seats = self.deal(&workers);
+        let mut dealt: BTreeMap<WorkerId, &Seat> =
+            seats.iter().map(|seat| (seat.worker, seat)).collect();
         for (worker, member) in &mut self.members {
-            let seat = seats.iter().find(|seat| seat.worker == *worker);
+            let seat = dealt.remove(worker);
             if member.seat.is_some() && seat.is_none() {
                 member.state = MemberState::Holding;
                 let why = "this generation goes on without it".to_owned();
@@ -206,6 +208,7 @@ impl Membership {
                 member.state = MemberState::Forming;
             }
         }
+        drop(dealt);
         self.seats = Arc::from(seats);
         self.from = None;
         self.saved = false;
@@ -308,7 +311,9 @@ impl Membership {
                 // The workers agreed on one state among themselves: this can't be.
                 let told = format!(
                     "{} starts generation {} at step {step}, others at {from}",
-                    self.members.get(&worker).map_or_else(String::new, |m| name(worker, m)),
+                    self.members
+                        .get(&worker)
+                        .map_or_else(String::new, |m| name(worker, m)),
                     self.generation
                 );
                 self.fail(told, actions);
@@ -385,7 +390,9 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let suspect = breakage.suspect.and_then(|rank| self.seats.get(rank.0 as usize));
+        let suspect = breakage
+            .suspect
+            .and_then(|rank| self.seats.get(rank.0 as usize));
         if let Some(seat) = suspect {
             *self.trouble.accused.entry(seat.worker).or_default() += 1;
         }
@@ -394,8 +401,15 @@ impl Membership {
         };
         member.state = MemberState::Broken;
         member.step = member.step.max(step);
-        let told = format!("{} at step {step}: {}", name(worker, member), breakage.reason);
-        actions.push(Action::Persist(Record::Event(EventKind::Broken, told.clone())));
+        let told = format!(
+            "{} at step {step}: {}",
+            name(worker, member),
+            breakage.reason
+        );
+        actions.push(Action::Persist(Record::Event(
+            EventKind::Broken,
+            told.clone(),
+        )));
         let (since, _) = self.trouble.broken.get_or_insert((now, told));
         let since = *since;
         // If all of them say so themselves, there is no death to wait for.
@@ -417,7 +431,9 @@ impl Membership {
         self.trouble.fruitless += 1;
         if self.trouble.fruitless >= FRUITLESS {
             self.fail(
-                format!("{FRUITLESS} generations in a row broke without a step; the last: {reason}"),
+                format!(
+                    "{FRUITLESS} generations in a row broke without a step; the last: {reason}"
+                ),
                 actions,
             );
             return;
@@ -441,6 +457,7 @@ impl Membership {
             && staying > 1
         {
             member.barred_until = now + length;
+            self.unbar_at = Some(self.unbar_at.unwrap_or(now + length).min(now + length));
             let told = format!(
                 "{}: its peers can't reach it; it gets no seat for {}",
                 name(worker, member),
@@ -450,12 +467,11 @@ impl Membership {
         }
     }
 
-    /// Forgets bars that are over.
+    /// Finds when the next bar is over.
     pub(super) fn lift_bars(&mut self, now: Now) {
-        for member in self.members.values_mut() {
-            if member.barred_until <= now {
-                member.barred_until = Now::ZERO;
-            }
+        if self.unbar_at.is_some_and(|at| now >= at) {
+            let bars = self.members.values().map(|member| member.barred_until);
+            self.unbar_at = bars.filter(|at| *at > now).min();
         }
     }
 }

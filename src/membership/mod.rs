@@ -95,6 +95,8 @@ pub struct Membership {
     saved: bool,
     /// No lease ends before: renewing one costs nothing.
     lapse_at: Now,
+    /// When the first bar is lifted.
+    unbar_at: Option<Now>,
     #[cfg(test)]
     pub(crate) bugs: Bugs,
 }
@@ -138,6 +140,7 @@ impl Membership {
             ending: None,
             saved: false,
             lapse_at: now,
+            unbar_at: None,
             #[cfg(test)]
             bugs: Bugs::default(),
             rules,
@@ -250,17 +253,11 @@ impl Membership {
             return None;
         }
         let lapse = (!self.members.is_empty()).then_some(self.lapse_at);
-        let unbarred = self
-            .members
-            .values()
-            .map(|member| member.barred_until)
-            .filter(|at| *at > self.since)
-            .min();
         let times = [
             self.phase_deadline(),
             self.trouble.explained_by(),
             lapse,
-            unbarred,
+            self.unbar_at,
         ];
         times.into_iter().flatten().min()
     }
@@ -361,7 +358,14 @@ impl Membership {
     pub fn handle(&mut self, event: Event, now: Now) -> Vec<Action> {
         let mut actions = Vec::new();
         match event {
-            Event::Said(worker, word) => self.said(worker, word, now, &mut actions),
+            Event::Said(worker, word) => {
+                // Ten thousand workers beat every second: that must cost little.
+                let idle = matches!(word, Word::Heartbeat(..) | Word::Progress(..));
+                self.said(worker, word, now, &mut actions);
+                if idle && !self.is_unbalanced(now) {
+                    return actions;
+                }
+            }
             Event::Lost(worker, why) => self.lost(worker, &why, now, &mut actions),
             Event::Stop(reason) => self.stop(&reason, Ending::Stopped, now, &mut actions),
             Event::Drain(reason) => self.stop(&reason, Ending::Drained, now, &mut actions),
@@ -378,6 +382,7 @@ impl Membership {
             self.hello(worker, facts, standing, now, actions);
             return;
         }
+        let accepts_stale = self.accepts_stale();
         let Some(member) = self.members.get_mut(&worker) else {
             return; // Refused, or already given up: it can't do harm.
         };
@@ -387,7 +392,7 @@ impl Membership {
             let present = member.seat.is_some() && spoken == self.generation;
             // Who never had a seat may still say that it can't go on.
             let unfit = matches!(word, Word::Finished(..)) && member.seat.is_none();
-            if !(present || unfit || self.accepts_stale()) {
+            if !(present || unfit || accepts_stale) {
                 return;
             }
         }

@@ -24,6 +24,7 @@ const INERTIA: f64 = 0.7;
 pub(super) struct Balance {
     dealt_at: Now,
     better_since: Option<Now>,
+    weighed_at: Now,
 }
 
 impl Balance {
@@ -31,6 +32,7 @@ impl Balance {
         Self {
             dealt_at: now,
             better_since: None,
+            weighed_at: now,
         }
     }
 
@@ -192,6 +194,10 @@ impl Membership {
 
     /// Looks whether another deal would be better, and since when it has been.
     fn weigh(&mut self, now: Now) {
+        if now < self.balance.weighed_at + self.rules.heartbeat / 8 {
+            return;
+        }
+        self.balance.weighed_at = now;
         let members: Vec<&Member> = self.seated().map(|(_, member)| member).collect();
         let known = members.iter().all(|member| member.round.is_some());
         let better = known && self.phase == Phase::Running && {
@@ -209,7 +215,10 @@ impl Membership {
 
     /// Whether the generation should be followed by another although nothing is wrong with it.
     pub(super) fn look_for_change(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.seated().any(|(_, member)| member.state == MemberState::Paused) {
+        if self
+            .seated()
+            .any(|(_, member)| member.state == MemberState::Paused)
+        {
             // Another one's flag; or a pause that the coordinator of before asked for.
             self.enter(Phase::Pausing(Cause::CoordinatorRestart), now);
         } else if self.seated().any(|(_, member)| member.leaving) {
@@ -233,10 +242,13 @@ impl Membership {
 
     /// A better deal has been in sight for as long as a death would take to be noticed, and the
     /// last one is not too fresh: replicas don't move for a hiccup.
-    fn is_unbalanced(&self, now: Now) -> bool {
+    pub(super) fn is_unbalanced(&self, now: Now) -> bool {
         let heartbeat = self.rules.heartbeat;
-        let sustained = self.balance.better_since.is_some_and(|at| now >= at + heartbeat);
-        sustained && now >= self.balance.dealt_at + 2 * heartbeat
+        let sustained = self
+            .balance
+            .better_since
+            .is_some_and(|at| now >= at + heartbeat);
+        self.phase == Phase::Running && sustained && now >= self.balance.dealt_at + 2 * heartbeat
     }
 
     /// Why replicas move, in words.

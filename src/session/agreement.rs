@@ -78,6 +78,10 @@ mod tests {
         let all = vec![Rank(0), Rank(1)];
         assert_eq!(newest(&fresh, None), Newest::Held(Step(0), all.clone()));
         let equal = newest(&[Step(4), Step(4)], Some(Step(4)));
-        assert_eq!(equal, Newest::Held(Step(4), all), "memory is faster than the disk");
+        assert_eq!(
+            equal,
+            Newest::Held(Step(4), all),
+            "memory is faster than the disk"
+        );
     }
 }

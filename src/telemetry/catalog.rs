@@ -148,6 +148,8 @@ label! {
         CoordinatorRestart = "coordinator_restart",
         /// Replicas were dealt anew, for a worker was slow.
         Rebalance = "rebalance",
+        /// The job ended, and the newest state had to be saved.
+        Close = "close",
     }
 }
 label! {
@@ -157,8 +159,10 @@ label! {
         Detect = "detect",
         /// Until every survivor has left its step.
         Abort = "abort",
-        /// Until the workers of the new generation are connected and hold the state.
+        /// Until the workers of the new generation are connected.
         Form = "form",
+        /// Until all of them hold the newest state.
+        Heal = "heal",
         /// Until the first step is done.
         FirstStep = "first_step",
         /// All of it.

@@ -54,7 +54,14 @@ pub struct RecordLog {
     path: PathBuf,
     file: File,
     len: u64,
-    last_time: Option<f64>,
+    last: Last,
+}
+
+/// The last line's step and time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    step: Step,
+    time: Option<f64>,
 }
 
 /// What is looked at in a line that is there.
@@ -65,13 +72,14 @@ struct Kept {
 }
 
 impl RecordLog {
-    /// Opens the file `path` for a job that goes on from `resume_at`, and creates it if it isn't
-    /// there. Records of later steps go: those steps will be computed again. So does a line that
-    /// a crash has cut short.
+    /// Opens the file `path`, and creates it if it isn't there. A line that a crash has cut short
+    /// goes.
+    ///
+    /// Records of steps that will be computed again stay: what was computed is the same.
     ///
     /// # Errors
     /// [`RecordError`]; the file is then as it was.
-    pub fn open(path: &Path, resume_at: Step) -> Result<Self, RecordError> {
+    pub fn open(path: &Path) -> Result<Self, RecordError> {
         let failed = |operation| {
             move |source| RecordError {
                 operation,
@@ -82,9 +90,9 @@ impl RecordLog {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder).map_err(failed("create the folder of"))?;
         }
-        let last_time = match File::open(path) {
-            Ok(file) => rewrite(path, &file, resume_at).map_err(failed("rewrite"))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        let last = match File::open(path) {
+            Ok(file) => rewrite(path, &file).map_err(failed("rewrite"))?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Last::default(),
             Err(error) => return Err(failed("read")(error)),
         };
         let file = OpenOptions::new()
@@ -97,7 +105,7 @@ impl RecordLog {
             path: path.to_owned(),
             file,
             len,
-            last_time,
+            last,
         })
     }
 
@@ -127,25 +135,34 @@ impl RecordLog {
             });
         }
         self.len += text.len() as u64;
-        self.last_time = records.last().map(|record| record.time).or(self.last_time);
+        if let Some(record) = records.last() {
+            self.last = Last {
+                step: record.step,
+                time: Some(record.time),
+            };
+        }
         Ok(())
     }
 
     /// `time` of the last record, from which the next one goes on.
     pub fn last_time(&self) -> Option<f64> {
-        self.last_time
+        self.last.time
+    }
+
+    /// The step of the last record; a later one is what comes next.
+    pub fn last_step(&self) -> Step {
+        self.last.step
     }
 }
 
-/// Copies the lines up to `resume_at` to a new file and puts it in the place of `path`. Returns the
-/// time of the last one.
-fn rewrite(path: &Path, file: &File, resume_at: Step) -> io::Result<Option<f64>> {
+/// Copies the whole lines to a new file and puts it in the place of `path`. Returns the last one.
+fn rewrite(path: &Path, file: &File) -> io::Result<Last> {
     let mut name = OsString::from(".tmp-");
     name.push(path.file_name().unwrap_or_default());
     let temporary = path.with_file_name(name);
-    let copied = copy(path, file, &temporary, resume_at).and_then(|last_time| {
+    let copied = copy(path, file, &temporary).and_then(|last| {
         fs::rename(&temporary, path)?;
-        Ok(last_time)
+        Ok(last)
     });
     if copied.is_err() {
         // The first error is the one to tell.
@@ -154,10 +171,10 @@ fn rewrite(path: &Path, file: &File, resume_at: Step) -> io::Result<Option<f64>>
     copied
 }
 
-fn copy(path: &Path, file: &File, temporary: &Path, resume_at: Step) -> io::Result<Option<f64>> {
+fn copy(path: &Path, file: &File, temporary: &Path) -> io::Result<Last> {
     let mut reader = BufReader::new(file);
     let mut writer = BufWriter::new(File::create(temporary)?);
-    let (mut line, mut number, mut last_time) = (Vec::new(), 0u64, None);
+    let (mut line, mut number, mut last) = (Vec::new(), 0u64, Last::default());
     loop {
         line.clear();
         if reader.read_until(b'\n', &mut line)? == 0 {
@@ -165,12 +182,14 @@ fn copy(path: &Path, file: &File, temporary: &Path, resume_at: Step) -> io::Resu
         }
         number += 1;
         match serde_json::from_slice::<Kept>(&line) {
-            Ok(record) if record.step <= resume_at => {
+            Ok(record) => {
                 writer.write_all(line.trim_ascii_end())?;
                 writer.write_all(b"\n")?;
-                last_time = record.time.or(last_time);
+                last = Last {
+                    step: record.step,
+                    time: record.time.or(last.time),
+                };
             }
-            Ok(_) => {}
             Err(error) => tracing::warn!(
                 file = %path.display(),
                 line = number,
@@ -180,7 +199,7 @@ fn copy(path: &Path, file: &File, temporary: &Path, resume_at: Step) -> io::Resu
         }
     }
     writer.into_inner()?.sync_all()?;
-    Ok(last_time)
+    Ok(last)
 }
 
 #[cfg(test)]
@@ -217,7 +236,7 @@ mod tests {
     /// A file of steps 1 to 5.
     fn five(dir: &Path) -> PathBuf {
         let path = dir.join("runs/tiny/metrics.jsonl");
-        let mut log = RecordLog::open(&path, Step(0)).unwrap();
+        let mut log = RecordLog::open(&path).unwrap();
         assert_eq!(log.last_time(), None);
         log.append(&[record(1), record(2)]).unwrap();
         assert_eq!(steps(&path), [1, 2], "seen at once");
@@ -240,19 +259,16 @@ mod tests {
     }
 
     #[test]
-    fn a_resume_drops_the_steps_that_will_be_computed_again() {
+    fn a_log_that_is_opened_again_goes_on_where_it_was() {
         let dir = tempfile::tempdir().unwrap();
         let path = five(dir.path());
-        let mut log = RecordLog::open(&path, Step(3)).unwrap();
-        assert_eq!(log.last_time(), Some(1.5), "time goes on from step 3");
-        assert_eq!(steps(&path), [1, 2, 3]);
-        log.append(&[record(4)]).unwrap();
-        assert_eq!(steps(&path), [1, 2, 3, 4]);
+        let mut log = RecordLog::open(&path).unwrap();
+        assert_eq!((log.last_step(), log.last_time()), (Step(5), Some(2.5)));
+        log.append(&[record(6)]).unwrap();
+        assert_eq!(log.last_step(), Step(6));
+        assert_eq!(steps(&path), [1, 2, 3, 4, 5, 6]);
         let left = fs::read_dir(path.parent().unwrap()).unwrap().count();
         assert_eq!(left, 1, "no temporary file stays");
-
-        RecordLog::open(&path, Step(0)).unwrap();
-        assert_eq!(steps(&path), [] as [u64; 0]);
     }
 
     #[test]
@@ -263,7 +279,7 @@ mod tests {
         let last = good.len() - good.split(|&byte| byte == b'\n').nth(4).unwrap().len() - 1;
         for len in last..good.len() {
             fs::write(&path, &good[..len]).unwrap();
-            let mut log = RecordLog::open(&path, Step(9)).unwrap();
+            let mut log = RecordLog::open(&path).unwrap();
             log.append(&[record(6)]).unwrap();
             // Only the newline is missing: that record is whole.
             let whole = len == good.len() - 1;
@@ -280,7 +296,7 @@ mod tests {
     fn what_is_not_finite_is_null_and_the_log_goes_on() {
         let dir = tempfile::tempdir().unwrap();
         let path = five(dir.path());
-        let mut log = RecordLog::open(&path, Step(5)).unwrap();
+        let mut log = RecordLog::open(&path).unwrap();
         let broken = Record {
             loss_d: f64::NAN,
             grad_norm_g: f64::INFINITY,
@@ -293,7 +309,7 @@ mod tests {
         assert!(line["loss_d"].is_null() && line["grad_norm_g"].is_null());
         assert_eq!(line["loss_g"], 0.75);
 
-        let log = RecordLog::open(&path, Step(7)).unwrap();
+        let log = RecordLog::open(&path).unwrap();
         assert_eq!(steps(&path), [1, 2, 3, 4, 5, 6, 7]);
         assert_eq!(log.last_time(), Some(3.5));
     }
@@ -302,7 +318,7 @@ mod tests {
     fn an_error_says_where() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), "").unwrap();
-        let error = RecordLog::open(&dir.path().join("file/metrics.jsonl"), Step(0)).unwrap_err();
+        let error = RecordLog::open(&dir.path().join("file/metrics.jsonl")).unwrap_err();
         assert!(
             error
                 .to_string()

@@ -185,7 +185,10 @@ impl Writer {
                 };
                 let _ = self.reports.send(Report::Checkpoint(Box::new(message)));
                 let keep = self.about.enrolment.job.checkpoint;
-                if let Err(error) = self.store.retain(keep.keep_last, keep.keep_every) {
+                let kept = self
+                    .store
+                    .retain(keep.keep_last, keep.keep_every, step, generation);
+                if let Err(error) = kept {
                     tracing::warn!("old checkpoints can't be removed: {error}");
                 }
                 Ok(())

@@ -180,7 +180,15 @@ mod tests {
     /// Invariant 3.
     #[test]
     fn of_several_generations_only_the_newest_begins_with_all_its_work() {
-        let told = [work(1, 9), form(2), work(2, 1), form(4), work(4, 1), form(3), work(2, 2)];
+        let told = [
+            work(1, 9),
+            form(2),
+            work(2, 1),
+            form(4),
+            work(4, 1),
+            form(3),
+            work(2, 2),
+        ];
         let (sender, mut inbox) = inbox(told);
         let form = inbox.wait().unwrap();
         assert_eq!(form.assignment.generation(), Generation(4));

@@ -14,6 +14,7 @@ pub(super) struct Orders {
     /// Whoever is told to go or to stop is told for good.
     leaving: AtomicBool,
     stop: AtomicBool,
+    save: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -35,6 +36,15 @@ impl Orders {
 
     pub(super) fn raise_stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Should the process end now, what it holds is to be saved.
+    pub(super) fn save_at_the_end(&self) {
+        self.save.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn saves_at_the_end(&self) -> bool {
+        self.save.load(Ordering::Relaxed)
     }
 
     pub(super) fn raise_pause(&self, generation: Generation) {
@@ -66,6 +76,11 @@ impl Orders {
             abort.abort(state.why.clone());
         }
         abort
+    }
+
+    /// The newest generation that the thread took part in; 0 is none.
+    pub(super) fn newest(&self) -> Generation {
+        self.state().present.0
     }
 
     /// This worker's orders in `generation`.

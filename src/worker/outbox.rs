@@ -1,8 +1,9 @@
 //! What goes to the coordinator, and what waits while it is away.
 //!
 //! The session's own words are said anew after a break, as far as they still mean something; they
-//! are not kept. What the training thread reports is kept and told later: nothing waits for the
-//! coordinator (invariant 5), and nothing that it should know is lost with a session.
+//! are not kept. What the training thread reports is kept and told when the coordinator is back:
+//! nothing waits for it (invariant 5). It is told again, too: a coordinator that died may have taken
+//! with it what it had heard last, and one that knows it already doesn't mind.
 
 use crate::ids::{Generation, Step};
 use crate::proto::worker_message::Kind;
@@ -21,8 +22,11 @@ pub(super) struct Outbox {
     session: Option<Sender<WorkerMessage>>,
     /// The coordinator has said Welcome in this session.
     admitted: bool,
-    backlog: Backlog,
-    /// The newest checkpoint that this process has written.
+    /// The newest progress in the present generation, told or not.
+    progress: Option<Progress>,
+    /// Reports on checkpoints that are not told.
+    checkpoints: VecDeque<CheckpointWritten>,
+    /// The newest checkpoint that this process has written, told or not.
     saved: Option<CheckpointWritten>,
     stuck: bool,
 }
@@ -39,6 +43,11 @@ impl Outbox {
     pub(super) fn close(&mut self) {
         self.session = None;
         self.admitted = false;
+    }
+
+    /// Whether there is a session.
+    pub(super) fn is_open(&self) -> bool {
+        self.session.is_some()
     }
 
     /// Whether the coordinator has stopped taking messages, so that the session is of no use any
@@ -65,10 +74,18 @@ impl Outbox {
 
     /// Tells what the training thread reports; now, or when the coordinator is back.
     pub(super) fn progress(&mut self, progress: Progress) {
+        let kept = self.progress.get_or_insert_default();
+        if kept.generation == progress.generation {
+            kept.step = kept.step.max(progress.step);
+            kept.records.extend_from_slice(&progress.records);
+            let oldest = kept.records.len().saturating_sub(RECORDS);
+            kept.records.drain(..oldest);
+        } else {
+            // Invariant 3: what an older generation had to say has no effect any more.
+            kept.clone_from(&progress);
+        }
         if self.admitted {
             self.say(Kind::Progress(progress));
-        } else {
-            self.backlog.progress(progress);
         }
     }
 
@@ -82,19 +99,22 @@ impl Outbox {
         if self.admitted {
             self.say(stamped(written, present));
         } else {
-            self.backlog.checkpoint(written);
+            if self.checkpoints.len() == CHECKPOINTS {
+                self.checkpoints.pop_front();
+            }
+            self.checkpoints.push_back(written);
         }
     }
 
     /// The coordinator has let this worker in. If its generation goes on it is told all that it has
-    /// missed, and once more the newest checkpoint, whose report may have died with a coordinator.
+    /// missed.
     pub(super) fn admitted(&mut self, resumed: bool, present: Generation) {
         self.admitted = self.session.is_some();
         if !resumed {
-            self.backlog.progress = None;
+            self.progress = None;
             return;
         }
-        if let Some(progress) = self.backlog.progress.take() {
+        if let Some(progress) = self.progress.clone() {
             self.say(Kind::Progress(progress));
         }
         self.tell_checkpoints(None, present);
@@ -106,7 +126,7 @@ impl Outbox {
     }
 
     fn tell_checkpoints(&mut self, known: Option<Step>, present: Generation) {
-        let waiting = std::mem::take(&mut self.backlog.checkpoints);
+        let waiting = std::mem::take(&mut self.checkpoints);
         let newest = self.saved.clone();
         let is_told = |saved: &CheckpointWritten| {
             waiting.iter().any(|written| written == saved)
@@ -122,35 +142,6 @@ impl Outbox {
 fn stamped(mut written: CheckpointWritten, present: Generation) -> Kind {
     written.generation = present.0;
     Kind::CheckpointWritten(written)
-}
-
-#[derive(Debug, Default)]
-struct Backlog {
-    /// All progress of one generation.
-    progress: Option<Progress>,
-    checkpoints: VecDeque<CheckpointWritten>,
-}
-
-impl Backlog {
-    fn progress(&mut self, newer: Progress) {
-        match &mut self.progress {
-            Some(kept) if kept.generation == newer.generation => {
-                kept.step = kept.step.max(newer.step);
-                kept.records.extend(newer.records);
-                let oldest = kept.records.len().saturating_sub(RECORDS);
-                kept.records.drain(..oldest);
-            }
-            // Invariant 3: what an older generation had to say has no effect any more.
-            kept => *kept = Some(newer),
-        }
-    }
-
-    fn checkpoint(&mut self, written: CheckpointWritten) {
-        if self.checkpoints.len() == CHECKPOINTS {
-            self.checkpoints.pop_front();
-        }
-        self.checkpoints.push_back(written);
-    }
 }
 
 #[cfg(test)]
@@ -213,6 +204,26 @@ mod tests {
     }
 
     #[test]
+    fn what_may_have_died_with_a_coordinator_is_told_the_next() {
+        let mut outbox = Outbox::default();
+        for coordinator in 0..2 {
+            let (sender, mut inbox) = channel(8);
+            outbox.open(sender);
+            outbox.admitted(true, Generation(2));
+            if coordinator == 0 {
+                outbox.progress(progress(2, 3));
+                outbox.checkpoint(written(2), Generation(2));
+            }
+            assert_eq!(
+                arrived(&mut inbox),
+                (vec![3], vec![(2, 2)]),
+                "{coordinator}"
+            );
+            outbox.close();
+        }
+    }
+
+    #[test]
     fn after_a_fencing_progress_is_nothing_and_a_checkpoint_still_counts() {
         let (sender, mut inbox) = channel(8);
         let mut outbox = Outbox::default();
@@ -225,21 +236,6 @@ mod tests {
         assert_eq!(arrived(&mut inbox), (vec![], vec![(3, 4)]));
         outbox.seated(Some(Step(4)), Generation(4));
         assert_eq!(arrived(&mut inbox), (vec![], vec![]));
-    }
-
-    #[test]
-    fn a_checkpoint_that_died_with_a_coordinator_is_told_the_next() {
-        let (sender, mut inbox) = channel(8);
-        let mut outbox = Outbox::default();
-        outbox.open(sender);
-        outbox.admitted(false, Generation(0));
-        outbox.checkpoint(written(4), Generation(2));
-        assert_eq!(arrived(&mut inbox), (vec![], vec![(2, 4)]));
-        outbox.close();
-        let (sender, mut inbox) = channel(8);
-        outbox.open(sender);
-        outbox.admitted(true, Generation(2));
-        assert_eq!(arrived(&mut inbox), (vec![], vec![(2, 4)]));
     }
 
     #[test]

@@ -17,6 +17,13 @@ const OUTBOX: usize = 256;
 /// The longest message that is taken, bytes: a large job's spans, with room to spare.
 const LONGEST: usize = 64 << 20;
 
+/// What comes of an attempt to have a session; whoever gave it up may still hear of it.
+pub(super) struct Report {
+    /// Which attempt it was, as its beginner counts them.
+    pub(super) attempt: u64,
+    pub(super) came: FromSession,
+}
+
 /// What comes of a session.
 pub(super) enum FromSession {
     /// It is open; messages go here.
@@ -30,7 +37,12 @@ pub(super) enum FromSession {
 }
 
 /// Opens one session and reports all that comes of it.
-pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSender<FromSession>) {
+pub(super) async fn session(
+    coordinator: Endpoint,
+    attempt: u64,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    let report = |came| reports.send(Report { attempt, came });
     let endpoint = coordinator
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
@@ -40,11 +52,11 @@ pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSende
     let last = match open(endpoint).await {
         Err(error) => FromSession::Unreachable(error),
         Ok((outbox, mut inbox)) => {
-            let _ = reports.send(FromSession::Opened(outbox));
+            let _ = report(FromSession::Opened(outbox));
             loop {
                 match inbox.message().await {
                     Ok(Some(message)) => {
-                        if reports.send(FromSession::Said(message)).is_err() {
+                        if report(FromSession::Said(message)).is_err() {
                             return;
                         }
                     }
@@ -61,7 +73,7 @@ pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSende
             }
         }
     };
-    let _ = reports.send(last);
+    let _ = report(last);
 }
 
 type Session = (

@@ -96,9 +96,18 @@ impl Soak {
         let took = began.elapsed();
         let steps = self.stop();
         let survived: u32 = self.faults.values().sum();
-        println!("{survived} faults survived in {took:.0?}, {steps} steps: {:?}", self.faults);
-        show("kill -9 of a worker, to the survivors' next step", &self.deaths);
-        show("a planned change, from the first at rest to the next step", &self.planned);
+        println!(
+            "{survived} faults survived in {took:.0?}, {steps} steps: {:?}",
+            self.faults
+        );
+        show(
+            "kill -9 of a worker, to the survivors' next step",
+            &self.deaths,
+        );
+        show(
+            "a planned change, from the first at rest to the next step",
+            &self.planned,
+        );
         let digest = self.place.digest("job", steps);
         let whole = self.place.run("whole", &arguments(&self.images, steps));
         assert!(whole.status.success(), "{}", text(&whole));
@@ -106,7 +115,10 @@ impl Soak {
         println!("digest at step {steps}, with and without faults: {digest}");
         if measure {
             let mut command = Command::new(COORD);
-            command.arg("ledger").arg(self.place.run_dir("job")).args(["--epoch", "0"]);
+            command
+                .arg("ledger")
+                .arg(self.place.run_dir("job"))
+                .args(["--epoch", "0"]);
             let ledger = output(command);
             assert!(ledger.status.success(), "{}", text(&ledger));
             println!("epoch 0: each sample stands in the ledger once");
@@ -149,7 +161,8 @@ impl Soak {
 
     fn join(&mut self) {
         let before = self.recovered().len();
-        self.workers.push(self.place.worker(&self.coordinator.url, "w"));
+        self.workers
+            .push(self.place.worker(&self.coordinator.url, "w"));
         self.settle(self.workers.len());
         self.planned_since(before);
     }
@@ -190,7 +203,8 @@ impl Soak {
             self.workers.remove(victim).kill();
         }
         for _ in 0..2 {
-            self.workers.push(self.place.worker(&self.coordinator.url, "w"));
+            self.workers
+                .push(self.place.worker(&self.coordinator.url, "w"));
         }
     }
 
@@ -299,7 +313,10 @@ fn record(parts: &mut Parts, change: &Change, detect: f64) {
         ("3 re-form", change.connect),
         ("4 heal", change.heal),
         ("5 first step, without its compute", beyond),
-        ("6 all, without compute", detect + change.whole - change.compute),
+        (
+            "6 all, without compute",
+            detect + change.whole - change.compute,
+        ),
         ("7 all", detect + change.whole),
     ] {
         parts.entry(name).or_default().push(seconds);
@@ -338,7 +355,6 @@ fn arguments(images: &str, steps: u64) -> Vec<&str> {
     }
     arguments
 }
-
 
 fn unix_seconds() -> f64 {
     std::time::SystemTime::now()

@@ -8,6 +8,7 @@ use super::wire::EpochWork;
 use crate::collective::{Abort, Collective, Flags};
 use crate::config::Job;
 use crate::data::{DataError, Loader, Next};
+use crate::faults::{self, Point};
 use crate::ids::{Epoch, Generation, Step};
 use crate::membership::{Close, Finish};
 use crate::model::Latents;
@@ -129,7 +130,9 @@ impl Run<'_> {
             let waited = asked_at.elapsed();
             let epoch = self.plan.locate(self.trainer.step()).0;
             let flags = self.tools.orders.flags(self.generation);
+            faults::pass(Point::BeforeReduction);
             let report = self.trainer.advance(batches, self.collective, flags)?;
+            faults::pass(Point::AfterReduction);
             let now = Instant::now();
             let took = now.duration_since(std::mem::replace(&mut stepped_at, now));
             self.record(&report, epoch, waited, took);
@@ -235,6 +238,7 @@ impl Run<'_> {
             grad_norm_d: report.grad_norm_d,
             grad_norm_g: report.grad_norm_g,
             nonfinite: report.nonfinite,
+            compute_seconds: report.compute.as_secs_f64(),
         });
     }
 

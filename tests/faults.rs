@@ -265,22 +265,21 @@ fn a_coordinator_that_dies_while_a_job_begins_leaves_no_trace() {
 #[test]
 fn a_worker_may_join_in_the_middle_of_an_epoch() {
     let job = Faulty::new(&[]);
-    let mut first = job.worker();
+    let first = job.worker();
     job.reach(10);
-    let mut second = job.worker();
+    let second = job.worker();
     let generation = job.train(2, 1);
-    let mut third = job.worker();
+    let third = job.worker();
     job.train(3, generation);
     let log = first.log();
     assert!(!log.contains("lost"), "nobody's step was aborted: {log}");
     job.ends_as_ever(&mut [first, second, third]);
-    let _ = (&mut second, &mut third);
 }
 
 #[test]
 fn a_worker_that_is_told_to_go_leaves_no_trace_and_comes_back_by_75() {
     let job = Faulty::new(&["--set", "workers.min=2"]);
-    let mut stay = job.worker();
+    let stay = job.worker();
     let mut go = job.worker();
     job.reach(10);
     go.signal("TERM");
@@ -293,7 +292,6 @@ fn a_worker_that_is_told_to_go_leaves_no_trace_and_comes_back_by_75() {
     assert!(detail.contains("1 of 2"), "{detail}");
     let back = job.worker();
     job.ends_as_ever(&mut [stay, back]);
-    let _ = &mut stay;
 }
 
 #[test]

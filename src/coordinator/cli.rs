@@ -1,6 +1,7 @@
 //! `gan-coord`'s command line.
 
 use super::local::Local;
+use super::verify::Verify;
 use super::{Coordinator, CoordinatorError, Ending, Options, preview};
 use crate::command::{self, Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
@@ -50,6 +51,8 @@ enum Command {
     Status(StatusArgs),
     /// Finish the step, write a checkpoint, and end the job.
     Stop(Remote),
+    /// Compute a complete job again, and compare each checkpoint with its certificate.
+    Verify(Verify),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -202,6 +205,7 @@ impl Cli {
                 .and_then(|job| print(&preview::plan(&job, Epoch(args.epoch), args.json)?)),
             Command::Status(status) => on_runtime(status.run()),
             Command::Stop(remote) => on_runtime(stop(remote)),
+            Command::Verify(verify) => verify.run(self.log_format),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-coord", &mut script);
@@ -212,7 +216,9 @@ impl Cli {
     }
 }
 
-fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+pub(super) fn on_runtime(
+    work: impl Future<Output = Result<ExitCode, Failure>>,
+) -> Result<ExitCode, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -222,7 +228,7 @@ fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<E
 }
 
 /// Resolves at Ctrl-C, SIGTERM, or when the terminal is gone.
-async fn told_to_stop() -> Ending {
+pub(super) async fn told_to_stop() -> Ending {
     let signal = signals::termination(1).await;
     // A terminal that is gone can't be told.
     let _ = writeln!(
@@ -319,7 +325,7 @@ fn install_metrics(listen: Option<SocketAddr>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn told_twice(signal: Signal) -> Outcome {
+pub(super) fn told_twice(signal: Signal) -> Outcome {
     Outcome::Failed(format!("{signal} again: ended at once"))
 }
 
@@ -329,7 +335,8 @@ fn report(outcome: &Outcome, run_dir: &Path) -> Result<ExitCode, Failure> {
     match outcome {
         Outcome::Complete(step) => print(&format!(
             "complete at step {step}\n  checkpoints  {place}/checkpoints\n  \
-             pictures     {place}/samples\n  metrics      {place}/metrics.jsonl\n"
+             pictures     {place}/samples\n  metrics      {place}/metrics.jsonl\n  \
+             certificate  {place}/result.json\n"
         )),
         Outcome::Stopped(step) => print(&format!(
             "stopped at step {step}; --resume goes on from {place}/checkpoints\n"

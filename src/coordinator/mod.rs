@@ -11,11 +11,13 @@ mod local;
 mod preview;
 mod service;
 mod status;
+mod verify;
 mod wire;
 
 pub use driver::DriverError;
 pub use status::{json as status_json, text as status_text};
 
+use crate::certificate::CertificateError;
 use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
 use crate::config::{self, Job};
 use crate::data::{DataError, Dataset};
@@ -27,7 +29,7 @@ use crate::proto::coordinator_server::CoordinatorServer;
 use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Driver, Input, Reached, Secrets};
-use ledger::{JobRecord, Ledger, LedgerError};
+use ledger::{JobRecord, Ledger, LedgerError, LedgerReader};
 use service::Service;
 use status::{Identity, Progress};
 use std::collections::HashMap;
@@ -64,6 +66,9 @@ pub enum CoordinatorError {
     /// `metrics.jsonl` can't be used.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// The job's certificate can't be written.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// There is a job already.
     #[error(
         "{run_dir}: the run directory holds job {name:?} already; \
@@ -314,9 +319,10 @@ impl Coordinator {
         let address = listener
             .local_addr()
             .map_or_else(|_| "?".to_owned(), |address| address.to_string());
-        if self.source.step().0 >= self.total_steps {
-            return Ok(Outcome::Complete(self.source.step()));
+        if let Some(outcome) = self.over()? {
+            return Ok(outcome);
         }
+        let options = self.options.clone();
         let identity = self.identity();
         let (inbox, events) = std::sync::mpsc::channel();
         let driver = self.driver(Instant::now(), shown)?;
@@ -356,7 +362,24 @@ impl Coordinator {
             Ok(_) => {}
             Err(_) => tracing::warn!("some connections did not end in time and were cut"),
         }
-        Ok(outcome??)
+        let outcome = outcome??;
+        if let Outcome::Complete(step) = outcome {
+            let ledger = LedgerReader::open(&options.run_dir)?;
+            verify::certify(&options, &ledger, step)?;
+        }
+        Ok(outcome)
+    }
+
+    /// How the job has ended, if it was complete before. It then has a certificate.
+    fn over(&self) -> Result<Option<Outcome>, CoordinatorError> {
+        let step = self.start();
+        if step.0 < self.total_steps {
+            return Ok(None);
+        }
+        if !verify::is_certified(&self.options.run_dir, &self.record.job_id, step) {
+            verify::certify(&self.options, &self.ledger, step)?;
+        }
+        Ok(Some(Outcome::Complete(step)))
     }
 
     fn identity(&self) -> Identity {

@@ -70,6 +70,14 @@ impl LedgerReader {
         fault(&self.path, source)
     }
 
+    /// The error that says what is wrong with it.
+    pub(in crate::coordinator) fn damaged(&self, what: impl ToString) -> LedgerError {
+        LedgerError::Damaged {
+            path: self.path.clone(),
+            what: what.to_string(),
+        }
+    }
+
     fn meta<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, LedgerError> {
         meta(&self.path, &self.connection, key)
     }

@@ -1,5 +1,6 @@
 //! `gan-coord`'s command line.
 
+use super::ledger::{EpochReport, History, LedgerError, LedgerReader};
 use super::local::Local;
 use super::verify::Verify;
 use super::{Coordinator, CoordinatorError, Ending, Options, preview};
@@ -51,6 +52,8 @@ enum Command {
     Status(StatusArgs),
     /// Finish the step, write a checkpoint, and end the job.
     Stop(Remote),
+    /// Print a job's history, or who read which samples in an epoch: also while it runs.
+    Ledger(LedgerArgs),
     /// Compute a complete job again, and compare each checkpoint with its certificate.
     Verify(Verify),
     /// Print a shell's completion script.
@@ -172,6 +175,54 @@ struct StatusArgs {
     watch: bool,
 }
 
+#[derive(Debug, Args)]
+struct LedgerArgs {
+    /// The job's run directory.
+    run_dir: PathBuf,
+    /// Print who read which samples in this pass over the data, counted from 0, and check that each
+    /// was used exactly once: exit code 1 if one was not.
+    #[arg(long)]
+    epoch: Option<u64>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl LedgerArgs {
+    fn run(&self) -> Result<ExitCode, Failure> {
+        let ledger = LedgerReader::open(&self.run_dir)?;
+        let Some(epoch) = self.epoch else {
+            let history = History::read(&ledger, &self.run_dir)?;
+            return print(&if self.json {
+                format!("{}\n", history.json())
+            } else {
+                history.text()
+            });
+        };
+        let report = EpochReport::read(&ledger, Epoch(epoch))?;
+        print(&if self.json {
+            format!("{}\n", report.json())
+        } else {
+            report.text()
+        })?;
+        Ok(if report.is_right() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        if error.is_users() {
+            Self::wrong(error)
+        } else {
+            Self::failed(error)
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::wrong(error)
@@ -205,6 +256,7 @@ impl Cli {
                 .and_then(|job| print(&preview::plan(&job, Epoch(args.epoch), args.json)?)),
             Command::Status(status) => on_runtime(status.run()),
             Command::Stop(remote) => on_runtime(stop(remote)),
+            Command::Ledger(ledger) => ledger.run(),
             Command::Verify(verify) => verify.run(self.log_format),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

@@ -4,6 +4,7 @@
 //! data, the plan, the ledger, the newest checkpoint. [`Coordinator::serve`] then drives the
 //! machine of [`crate::membership`] until the job is over. Computes nothing, and knows no tensors.
 
+mod audit;
 pub mod cli;
 mod driver;
 pub mod ledger;

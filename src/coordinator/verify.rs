@@ -16,6 +16,8 @@ use clap::Args;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// How often a checkpoint that has come is looked for.
@@ -179,12 +181,21 @@ impl Verify {
                 certificate.software.ganglion
             ));
         }
+        let devices = Devices {
+            run_dir: place.path.clone(),
+            then: DeviceKind {
+                kind: certificate.device.kind,
+                model: certificate.device.model,
+                libtorch: certificate.software.libtorch,
+            },
+            are_compared: AtomicBool::new(false),
+        };
         let again = Again {
-            certificate: &certificate,
             job,
             run_dir: place.path.clone(),
             workers: self.workers,
             device,
+            devices: Arc::new(devices),
         };
         on_runtime(again.compare(&expected))
     }
@@ -302,15 +313,15 @@ fn legs(steps: &[Step]) -> Vec<Leg> {
 }
 
 /// The job, computed again.
-struct Again<'a> {
-    certificate: &'a Certificate,
+struct Again {
     job: Job,
     run_dir: PathBuf,
     workers: u32,
     device: String,
+    devices: Arc<Devices>,
 }
 
-impl Again<'_> {
+impl Again {
     /// Computes and compares, until all is done or something differs.
     async fn compare(&self, expected: &[Kept]) -> Result<ExitCode, Failure> {
         let store = Store::new(self.run_dir.join("checkpoints"));
@@ -321,6 +332,7 @@ impl Again<'_> {
             let ahead = upcoming.partition_point(|kept| kept.step <= leg.until);
             let upcoming = &upcoming[..ahead];
             let outcome = self.compute(leg, compared > 0, upcoming, &store).await?;
+            self.devices.compare();
             for kept in upcoming {
                 let path = store.path(kept.step);
                 let found = match read_manifest(&path) {
@@ -379,14 +391,9 @@ impl Again<'_> {
             program: Local::worker_program()?,
         };
         let watch = Watch {
-            run_dir: self.run_dir.clone(),
             store: store.clone(),
             upcoming: upcoming.to_vec(),
-            then: (!resume).then(|| DeviceKind {
-                kind: self.certificate.device.kind.clone(),
-                model: self.certificate.device.model.clone(),
-                libtorch: self.certificate.software.libtorch.clone(),
-            }),
+            devices: Arc::clone(&self.devices),
         };
         let ending = async {
             tokio::select! {
@@ -417,20 +424,18 @@ fn unfinished(outcome: &Outcome) -> Option<Failure> {
 
 /// Looks at what is being computed.
 struct Watch {
-    run_dir: PathBuf,
     store: Store,
     /// What is to come.
     upcoming: Vec<Kept>,
-    /// What the certificate's job ran on, until it has been compared with what this one runs on.
-    then: Option<DeviceKind>,
+    devices: Arc<Devices>,
 }
 
 impl Watch {
     /// Resolves when a checkpoint has come that differs.
-    async fn run(mut self) -> Ending {
-        let mut upcoming = std::mem::take(&mut self.upcoming).into_iter().peekable();
+    async fn run(self) -> Ending {
+        let mut upcoming = self.upcoming.iter().peekable();
         loop {
-            self.compare_devices();
+            self.devices.compare();
             while let Some(kept) = upcoming.peek()
                 && let Ok(manifest) = read_manifest(&self.store.path(kept.step))
             {
@@ -442,21 +447,29 @@ impl Watch {
             tokio::time::sleep(LOOK).await;
         }
     }
+}
 
-    /// Warns, once it is known on what the job runs.
-    fn compare_devices(&mut self) {
-        let Some(then) = &self.then else {
+/// What the job ran on, to be compared with what it runs on now.
+struct Devices {
+    run_dir: PathBuf,
+    then: DeviceKind,
+    are_compared: AtomicBool,
+}
+
+impl Devices {
+    /// Warns, as soon as it is known on what the job runs.
+    fn compare(&self) {
+        if self.are_compared.load(Ordering::Relaxed) {
             return;
-        };
+        }
         let now = LedgerReader::open(&self.run_dir).and_then(|ledger| ledger.device());
         // If the ledger can't be read just now, it can be next time.
         let Ok(Some(now)) = now else {
             return;
         };
-        if now != *then {
-            warn(&format!("this runs on {now}, the job ran on {then}"));
+        if !self.are_compared.swap(true, Ordering::Relaxed) && now != self.then {
+            warn(&format!("this runs on {now}, the job ran on {}", self.then));
         }
-        self.then = None;
     }
 }
 

@@ -25,6 +25,7 @@
 //! | [`collective`] | the exact all-reduce: tree (PURE), TCP, in process; in-band flags |
 //! | `torch` | what tch lacks: one C++ shim and its safe face |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
+//! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
 //! | [`sample`] | grids of images |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
@@ -40,6 +41,7 @@
 //!
 //! `torch` (default): everything that touches a tensor. Without it `gan-coord` still builds.
 
+pub mod certificate;
 pub mod checkpoint;
 pub mod collective;
 pub mod command;

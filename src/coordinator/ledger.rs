@@ -11,11 +11,13 @@
 mod batch;
 mod booking;
 mod reader;
+mod report;
 #[cfg(test)]
 mod tests;
 
 pub use batch::Batch;
 pub use reader::LedgerReader;
+pub(super) use report::{EpochReport, History};
 
 use crate::config::StateKeys;
 use crate::data::Manifest;

@@ -44,9 +44,9 @@ impl Trouble {
         }
     }
 
-    /// A step is done.
+    /// A step is done. What broke may have broken after it.
     pub(super) fn over(&mut self) {
-        *self = Self::default();
+        self.fruitless = 0;
     }
 }
 

@@ -125,7 +125,8 @@ impl Membership {
         };
         member.seen_at = now;
         member.step = member.step.max(standing.step);
-        let resumed = member.seat.is_some() && standing.generation == present;
+        let seated = member.seat.is_some();
+        let resumed = seated && standing.generation == present;
         if resumed {
             if member.state == MemberState::Absent {
                 // If it rests it will say so next.
@@ -147,10 +148,12 @@ impl Membership {
         if resumed {
             self.reach(step, now, actions);
             self.tell_again(worker, actions);
-        } else if matches!(
-            self.phase,
-            Phase::Forming | Phase::Running | Phase::Pausing(_) | Phase::Stopping
-        ) {
+        } else if seated
+            && matches!(
+                self.phase,
+                Phase::Forming | Phase::Running | Phase::Pausing(_) | Phase::Stopping
+            )
+        {
             self.regroup(Cause::CollectiveFailure, now, actions);
         }
     }

@@ -44,9 +44,9 @@ impl Trouble {
         }
     }
 
-    /// A step is done.
+    /// A step is done. What broke may have broken after it.
     pub(super) fn over(&mut self) {
-        *self = Self::default();
+        self.fruitless = 0;
     }
 }
 
@@ -413,21 +413,22 @@ impl Membership {
             EventKind::Broken,
             told.clone(),
         )));
-        let (since, _) = self.trouble.broken.get_or_insert((now, told));
-        let since = *since;
+        self.trouble.broken.get_or_insert((now, told));
         // If all of them say so themselves, there is no death to wait for.
         let all = self.seated().all(|(_, member)| member.rests());
         if all && self.trouble.fruitless == 0 {
-            self.trouble.broken = Some((since.saturating_sub(EXPLANATION), String::new()));
-            self.explain(now, actions);
+            self.unexplained(now, actions);
         }
     }
 
     /// Stops waiting for a death that would explain a failed collective.
     pub(super) fn explain(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.trouble.explained_by().is_none_or(|at| now < at) {
-            return;
+        if self.trouble.explained_by().is_some_and(|at| now >= at) {
+            self.unexplained(now, actions);
         }
+    }
+
+    fn unexplained(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Some((notice, reason)) = self.trouble.broken.take() else {
             return;
         };

@@ -341,8 +341,14 @@ impl Membership {
                 self.give_up(absent, why, now, actions);
             }
             Phase::Forming => {
+                let stuck = stuck(&[MemberState::Forming]);
+                if stuck.is_empty() {
+                    // They rest, and never said which state they had formed at.
+                    self.regroup(Cause::CollectiveFailure, now, actions);
+                    return;
+                }
                 let why = "it has not connected to its peers in time (deadlines.form)";
-                self.give_up(stuck(&[MemberState::Forming]), why, now, actions);
+                self.give_up(stuck, why, now, actions);
             }
             Phase::Pausing(_) => {
                 let why = "it has not ended its step in time (deadlines.collective)";

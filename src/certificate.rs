@@ -24,6 +24,8 @@ pub const FORMAT: u32 = 1;
 /// While it is being written.
 const TEMPORARY: &str = ".result.json.tmp";
 
+const WRITE: &str = "write";
+
 /// A larger file is no certificate: one with 100,000 checkpoints has a quarter of this.
 const MAX_BYTES: u64 = 64 << 20;
 
@@ -71,10 +73,9 @@ pub enum CertificateError {
 }
 
 impl CertificateError {
-    /// Whether the file is wrong: trying again won't help.
+    /// Whether the file, or its name, is wrong: trying again won't help.
     pub fn is_users(&self) -> bool {
-        !matches!(self, CertificateError::Io { source, .. }
-            if source.kind() != io::ErrorKind::NotFound)
+        !matches!(self, CertificateError::Io { operation, .. } if *operation == WRITE)
     }
 }
 
@@ -168,7 +169,7 @@ impl Certificate {
         let path = run_dir.join(FILE);
         self.check(&path)?;
         let failed = |source| CertificateError::Io {
-            operation: "write",
+            operation: WRITE,
             path: path.clone(),
             source,
         };
@@ -357,7 +358,10 @@ mod tests {
             ..certificate()
         };
         let failed = other.write(folder.path()).unwrap_err();
-        assert!(failed.to_string().contains(FILE), "{failed}");
+        assert!(
+            failed.to_string().contains(FILE) && !failed.is_users(),
+            "{failed}"
+        );
         assert_eq!(Certificate::read(&path).unwrap(), certificate());
     }
 
@@ -423,5 +427,7 @@ mod tests {
         }
         let missing = Certificate::read(&folder.path().join("none.json")).unwrap_err();
         assert!(missing.is_users() && missing.to_string().contains("none.json"));
+        let folder = Certificate::read(folder.path()).unwrap_err();
+        assert!(folder.is_users(), "{folder}");
     }
 }

@@ -207,6 +207,12 @@ fn every_complete_job_has_a_certificate_and_no_other() {
     let resumed = place.run("run", &["--resume"]);
     assert!(resumed.status.success(), "{}", text(&resumed));
     assert_eq!(read(&certificate), said);
+    // An older checkpoint that is damaged is left out.
+    std::fs::remove_file(&certificate).unwrap();
+    std::fs::write(place.checkpoint("run", 4).join("manifest.json"), "{").unwrap();
+    let resumed = place.run("run", &["--resume"]);
+    assert!(resumed.status.success(), "{}", text(&resumed));
+    assert_eq!(read(&certificate)["checkpoints"][0], said["checkpoints"][1]);
     // It can't be written: that is an error, and nothing else is lost.
     std::fs::remove_file(&certificate).unwrap();
     std::fs::create_dir(&certificate).unwrap();

@@ -56,6 +56,11 @@ pub(super) fn certify(
             }
             // Retention has removed it.
             Err(CheckpointError::NoCheckpoint { .. }) if found.step < step => continue,
+            // Nobody can use it, but the result is there.
+            Err(error @ CheckpointError::Damaged { .. }) if found.step < step => {
+                tracing::warn!("left out of the job's certificate: {error}");
+                continue;
+            }
             Err(error) => return Err(error.into()),
         }
         checkpoints.push(Kept {

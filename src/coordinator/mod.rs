@@ -345,6 +345,7 @@ impl Coordinator {
         shown: watch::Sender<Progress>,
         progress: watch::Receiver<Progress>,
     ) -> Result<Served, CoordinatorError> {
+        crate::signals::survive_file_limits();
         let address = listener
             .local_addr()
             .map_or_else(|_| "?".to_owned(), |address| address.to_string());

@@ -214,6 +214,7 @@ fn channels() -> (Channels, Inputs) {
 impl Worker {
     /// The loop.
     async fn attend(&mut self, mut inputs: Inputs, origin: Instant) -> Exit {
+        crate::signals::survive_file_limits();
         let mut terminated = Box::pin(crate::signals::termination(1));
         loop {
             let wait = self

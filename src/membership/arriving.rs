@@ -244,7 +244,8 @@ impl Membership {
             self.regroup(Cause::CoordinatorRestart, now, actions);
             return;
         }
-        self.from = Some(self.reached);
+        // If they were still forming, they have yet to say where they start.
+        self.from = None;
         self.enter(Phase::Running, now);
         actions.extend([
             // Whatever the coordinator of before had not booked.

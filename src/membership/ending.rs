@@ -133,7 +133,9 @@ impl Membership {
                 told.clone(),
             )));
             actions.push(Action::Send(worker, Order::Acknowledged));
-            if seat.is_some() && self.members.values().all(|m| !m.is_able(now)) {
+            let others = self.members.values();
+            let mut others = others.filter(|m| m.is_able(now) || m.state == MemberState::Absent);
+            if seat.is_some() && others.next().is_none() {
                 self.fail(told, actions);
             } else if seat.is_some() {
                 self.bereaved(now, Duration::ZERO, actions);

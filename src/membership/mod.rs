@@ -397,7 +397,8 @@ impl Membership {
         if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
             // Who never had a seat may still say that it can't go on.
-            let unfit = matches!(word, Word::Finished(..)) && member.seat.is_none();
+            let failed = matches!(word, Word::Finished(.., Finish::Failed(_)));
+            let unfit = failed && member.seat.is_none();
             if !(present || unfit || accepts_stale) {
                 return;
             }

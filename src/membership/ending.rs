@@ -243,7 +243,10 @@ impl Membership {
                 continue;
             };
             if member.state == MemberState::Finished && self.saved {
-                continue; // It may go: all it did is safe.
+                // It may go: all it did is safe.
+                self.members.remove(&worker);
+                actions.push(Action::Close(worker));
+                continue;
             }
             let told = format!(
                 "{}: {why}; its last reported step was {}",

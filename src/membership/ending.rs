@@ -269,6 +269,9 @@ impl Membership {
 
     /// Somebody who took part is gone. `silence` is how long it had not been heard of.
     fn bereaved(&mut self, now: Now, silence: Duration, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Stopping && self.saved {
+            return; // What there was to save is safe.
+        }
         if let Phase::Forming | Phase::Running | Phase::Pausing(_) | Phase::Stopping = self.phase {
             self.start_clock(Cause::Death, now, silence);
             self.regroup(Cause::Death, now, actions);

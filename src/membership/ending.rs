@@ -52,13 +52,16 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if matches!(self.phase, Phase::Stopping | Phase::Ended(_)) {
+        let over = matches!(self.phase, Phase::Ended(_));
+        if over || (self.phase == Phase::Stopping && self.ending.is_some()) {
             return;
         }
         let stop = Record::Event(EventKind::Stop, reason.to_owned());
         actions.push(Action::Persist(stop));
         self.ending = Some(ending);
-        if self.seats.is_empty() {
+        if self.phase == Phase::Stopping {
+            // All its workers are about to leave, and save what they hold.
+        } else if self.seats.is_empty() {
             self.save_and_end(now, actions);
         } else if self.phase != Phase::Recovering {
             self.begin_to_stop(now, actions);

@@ -355,6 +355,13 @@ impl Membership {
                 let stuck = stuck(&[MemberState::Training, MemberState::Forming]);
                 self.give_up(stuck, why, now, actions);
             }
+            Phase::Stopping if self.ending.is_none() => {
+                let unfinished = self.seated();
+                let unfinished = unfinished.filter(|(_, m)| m.state != MemberState::Finished);
+                let unfinished = unfinished.map(|(worker, _)| worker).collect();
+                let why = "it was told to go, and has not finished in time";
+                self.give_up(unfinished, why, now, actions);
+            }
             Phase::Stopping => self.fail(reason, actions),
             Phase::Running | Phase::Ended(_) => {}
         }

@@ -129,8 +129,11 @@ impl Membership {
         let resumed = seated && standing.generation == present;
         if resumed {
             if member.state == MemberState::Absent {
-                // If it rests it will say so next.
-                member.state = MemberState::Training;
+                member.state = if standing.within {
+                    MemberState::Training
+                } else {
+                    MemberState::Paused
+                };
             }
         } else {
             // What it was told last never reached it. It leaves what it is in.
@@ -241,7 +244,8 @@ impl Membership {
             self.regroup(Cause::CoordinatorRestart, now, actions);
             return;
         }
-        self.from = Some(self.reached);
+        // If they were still forming, they have yet to say where they start.
+        self.from = None;
         self.enter(Phase::Running, now);
         actions.extend([
             // Whatever the coordinator of before had not booked.

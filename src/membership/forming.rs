@@ -423,7 +423,13 @@ impl Membership {
 
     /// Stops waiting for a death that would explain a failed collective.
     pub(super) fn explain(&mut self, now: Now, actions: &mut Vec<Action>) {
-        if self.trouble.explained_by().is_some_and(|at| now >= at) {
+        if self.trouble.explained_by().is_none_or(|at| now < at) {
+            return;
+        }
+        if self.phase == Phase::Recovering {
+            // Whoever is missing may be the reason, and has a deadline of its own.
+            self.trouble.broken = None;
+        } else {
             self.unexplained(now, actions);
         }
     }

@@ -355,6 +355,13 @@ impl Membership {
                 let stuck = stuck(&[MemberState::Training, MemberState::Forming]);
                 self.give_up(stuck, why, now, actions);
             }
+            Phase::Stopping if self.ending.is_none() => {
+                let unfinished = self.seated();
+                let unfinished = unfinished.filter(|(_, m)| m.state != MemberState::Finished);
+                let unfinished = unfinished.map(|(worker, _)| worker).collect();
+                let why = "it was told to go, and has not finished in time";
+                self.give_up(unfinished, why, now, actions);
+            }
             Phase::Stopping => self.fail(reason, actions),
             Phase::Running | Phase::Ended(_) => {}
         }
@@ -397,7 +404,8 @@ impl Membership {
         if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
             // Who never had a seat may still say that it can't go on.
-            let unfit = matches!(word, Word::Finished(..)) && member.seat.is_none();
+            let failed = matches!(word, Word::Finished(.., Finish::Failed(_)));
+            let unfit = failed && member.seat.is_none();
             if !(present || unfit || accepts_stale) {
                 return;
             }

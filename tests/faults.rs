@@ -387,7 +387,15 @@ fn a_zombie_harms_nothing_and_comes_back() {
     let alone = job.train(1, 1);
     zombie.signal("CONT");
     job.train(2, alone);
-    assert!(zombie.log().contains("given up"), "{}", zombie.log());
+    let status = job.coordinator.status().unwrap();
+    let of = |pid: u32| {
+        let workers = status["workers"].as_array().unwrap().iter();
+        let mut found = workers.filter(|worker| worker["pid"] == pid);
+        found.next().unwrap()["worker"].as_u64()
+    };
+    assert_eq!(of(zombie.pid()), Some(3), "it is a new worker: {status}");
+    let log = job.coordinator.process.log();
+    assert!(log.contains("no sign of life for 2s"), "{log}");
     job.ends_as_ever(&mut [stay, zombie]);
 }
 

@@ -122,7 +122,7 @@ fn job(restarted: bool) -> Job {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Invariants 3 and 7.
     #[test]

@@ -491,6 +491,14 @@ impl Session {
         }
     }
 
+    /// There is nothing left to do without the coordinator: from now on it is waited for.
+    fn begin_to_wait(&mut self, now: Now) {
+        match &mut self.link {
+            Link::Down { since: lost, .. } | Link::Greeting { lost, .. } => *lost = now,
+            Link::Up => {}
+        }
+    }
+
     fn unreachable(&mut self, why: String, since: Now, backoff: Duration, now: Now) {
         self.link = Link::Down {
             since,
@@ -623,6 +631,7 @@ impl Session {
             breakage,
         };
         self.say(rest.word(self.step), actions);
+        self.begin_to_wait(now);
         self.work = Work::Idle(Some(rest));
         if self.leaving.is_some() {
             self.leaving = Some(now + FAREWELL);
@@ -651,6 +660,7 @@ impl Session {
             Action::SayFinished(generation, step, finish.clone()),
             actions,
         );
+        self.begin_to_wait(now);
         self.work = Work::Finishing(Farewell {
             since: now,
             generation,

@@ -549,7 +549,7 @@ impl Session {
                     actions.push(Action::SayReady(digest));
                 }
             },
-            Work::Finishing(farewell) if terms.resumed => {
+            Work::Finishing(farewell) if terms.resumed || farewell.failed() => {
                 let Farewell {
                     generation, finish, ..
                 } = farewell;
@@ -586,6 +586,16 @@ impl Session {
         if !ready || generation <= self.generation {
             return;
         }
+        if let Work::Finishing(farewell) = &mut self.work
+            && farewell.failed()
+        {
+            // What it had said was of an older generation, and this one waits for it.
+            self.generation = generation;
+            farewell.generation = generation;
+            let finish = farewell.finish.clone();
+            self.say(Action::SayFinished(generation, self.step, finish), actions);
+            return;
+        }
         if self.within().is_some() {
             let superseded = format!("generation {generation} takes its place");
             actions.push(Action::Abort(generation, superseded));
@@ -610,6 +620,7 @@ impl Session {
             Work::Forming(_) | Work::Training(_) => {
                 actions.push(Action::Abort(generation.next(), reason));
             }
+            Work::Finishing(farewell) if farewell.failed() => return,
             Work::Idle(_) | Work::Finishing(_) => {}
             Work::Unprepared | Work::Preparing | Work::Stopped => return,
         }
@@ -703,6 +714,12 @@ impl Link {
             backoff: BACKOFF_MIN,
             why,
         }
+    }
+}
+
+impl Farewell {
+    fn failed(&self) -> bool {
+        matches!(self.finish, Finish::Failed(_))
     }
 }
 

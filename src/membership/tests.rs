@@ -84,6 +84,7 @@ fn broken(suspect: Option<u32>) -> Breakage {
 
 /// A machine and the time. Whatever it decides is checked: what is spoken is durable, and no
 /// generation is spoken twice.
+#[derive(Debug)]
 struct Job {
     machine: Membership,
     now: Now,
@@ -262,7 +263,11 @@ impl Job {
 
     /// Who sits in the present generation, by rank.
     fn seated(&self) -> Vec<u64> {
-        self.machine.seats.iter().map(|seat| seat.worker.0).collect()
+        self.machine
+            .seats
+            .iter()
+            .map(|seat| seat.worker.0)
+            .collect()
     }
 }
 
@@ -318,18 +323,22 @@ fn records(actions: &[Action]) -> Vec<&Record> {
 
 /// The cause of the generation that was written down.
 fn cause(actions: &[Action]) -> Option<Cause> {
-    records(actions).into_iter().find_map(|record| match record {
-        Record::Generation { cause, .. } => Some(*cause),
-        _ => None,
-    })
+    records(actions)
+        .into_iter()
+        .find_map(|record| match record {
+            Record::Generation { cause, .. } => Some(*cause),
+            _ => None,
+        })
 }
 
 /// What an event of this kind says.
 fn event(actions: &[Action], kind: EventKind) -> Option<&str> {
-    records(actions).into_iter().find_map(|record| match record {
-        Record::Event(of, detail) if *of == kind => Some(detail.as_str()),
-        _ => None,
-    })
+    records(actions)
+        .into_iter()
+        .find_map(|record| match record {
+            Record::Event(of, detail) if *of == kind => Some(detail.as_str()),
+            _ => None,
+        })
 }
 
 fn persists(actions: &[Action], record: &Record) -> bool {

@@ -97,7 +97,10 @@ fn a_new_coordinator_speaks_a_higher_generation() {
     };
     assert_eq!(assignment.generation, Generation(8));
     assert_eq!(assignment.checkpoint, Some(checkpoint(250)));
-    assert_eq!(assignment.epochs.start, 2, "the epoch that step 250 lies in");
+    assert_eq!(
+        assignment.epochs.start, 2,
+        "the epoch that step 250 lies in"
+    );
 }
 
 /// Also over a ledger that was put back from a copy.
@@ -142,7 +145,10 @@ fn a_job_that_has_begun_is_not_continued_on_another_kind_of_device() {
     let actions = resumed.say(1, Word::Hello(other, Standing::default()));
     assert!(refusal(&actions).0.contains("other bits"), "{actions:?}");
     resumed.hello(2);
-    assert!(!persists(&resumed.ready(2, 0), &record), "it is written down");
+    assert!(
+        !persists(&resumed.ready(2, 0), &record),
+        "it is written down"
+    );
 }
 
 #[test]
@@ -209,7 +215,11 @@ fn a_worker_that_is_lost_while_gathering_is_only_missing() {
     let mut job = Job::new(rules(2));
     job.hello(1);
     let actions = job.lost(1);
-    assert!(event(&actions, EventKind::Died).unwrap().contains("worker 1"));
+    assert!(
+        event(&actions, EventKind::Died)
+            .unwrap()
+            .contains("worker 1")
+    );
     assert_eq!(outcome(&actions), None);
     for id in [2, 3] {
         job.hello(id);
@@ -262,7 +272,10 @@ fn the_wait_for_the_first_workers_ends_and_says_how_many_are_missing() {
     assert_eq!(job.next_deadline(), Some(at(160)));
     let actions = job.due();
     let reason = failure(&actions);
-    assert!(reason.contains("1 of 2 ready") && reason.contains("1m"), "{reason}");
+    assert!(
+        reason.contains("1 of 2 ready") && reason.contains("1m"),
+        "{reason}"
+    );
     assert_eq!(told(&actions), [(1, "ended")]);
     assert_eq!(job.next_deadline(), None);
 }

@@ -100,7 +100,11 @@ fn a_recovery_is_timed_from_the_notice_to_the_first_step() {
 fn whom_the_others_cannot_reach_is_left_out_for_a_while() {
     let mut job = Job::running(elastic(3, 3), 3);
     let accuse = [(1, Some(1)), (2, Some(0)), (3, Some(1))];
-    assert_eq!(told(&break_off(&mut job, &accuse)).len(), 3, "they try again");
+    assert_eq!(
+        told(&break_off(&mut job, &accuse)).len(),
+        3,
+        "they try again"
+    );
     // From now on even what all say is waited with: no storm of generations.
     job.fails(1, 10, Some(1));
     job.fails(2, 10, Some(0));
@@ -142,7 +146,10 @@ fn a_bar_that_leaves_too_few_makes_the_job_wait_until_it_is_lifted() {
     let accuse = [(1, Some(1)), (2, Some(0))];
     break_off(&mut job, &accuse);
     break_off(&mut job, &accuse);
-    assert_eq!(told(&break_off(&mut job, &accuse)), [(1, "hold"), (2, "hold")]);
+    assert_eq!(
+        told(&break_off(&mut job, &accuse)),
+        [(1, "hold"), (2, "hold")]
+    );
     assert_eq!(*job.phase(), Phase::Gathering);
     for _ in 0..4 {
         job.after(5).beat(&[1, 2]);
@@ -173,7 +180,10 @@ fn generations_that_break_without_a_step_are_not_formed_for_ever() {
     }
     let actions = break_off(&mut job, &[(1, None), (2, None)]);
     let reason = failure(&actions);
-    assert!(reason.contains("12 generations") && reason.contains("out of reach"), "{reason}");
+    assert!(
+        reason.contains("12 generations") && reason.contains("out of reach"),
+        "{reason}"
+    );
 }
 
 /// Invariant 7: also of a pause that was said although forming never was.

@@ -74,13 +74,20 @@ fn too_few_survivors_hold_their_state_and_wait() {
     assert!(why.contains("death") && why.contains("3 workers"), "{why}");
     assert_eq!(*job.phase(), Phase::Gathering);
     assert!(job.waiting_for().contains("2 of 3 ready"));
-    assert!(!persists(&actions, &Record::Vacated), "they are still there");
+    assert!(
+        !persists(&actions, &Record::Vacated),
+        "they are still there"
+    );
     // They say that they are ready, and the job waits on.
     assert!(job.ready(1, 10).is_empty() && job.ready(2, 10).is_empty());
     job.hello(4);
     let actions = job.ready(4, 0);
     assert_eq!(told(&actions), [(1, "form"), (2, "form"), (4, "form")]);
-    assert_eq!(cause(&actions), Some(Cause::Death), "what the pause was for");
+    assert_eq!(
+        cause(&actions),
+        Some(Cause::Death),
+        "what the pause was for"
+    );
     job.formed(&[1, 2, 4], 10);
     assert_eq!(*job.phase(), Phase::Running);
 }
@@ -122,7 +129,11 @@ fn a_wait_that_ends_in_vain_ends_at_once_if_all_is_saved() {
 #[test]
 fn who_joins_is_waited_for_at_the_end_of_the_step() {
     let mut job = Job::running(elastic(2, 3), 2);
-    assert_eq!(told(&job.hello(3)), [(3, "welcome")], "it prepares its data");
+    assert_eq!(
+        told(&job.hello(3)),
+        [(3, "welcome")],
+        "it prepares its data"
+    );
     assert_eq!(*job.phase(), Phase::Running);
     let actions = job.ready(3, 0);
     assert_eq!(told(&actions), [(1, "pause"), (2, "pause")]);
@@ -151,14 +162,22 @@ fn who_joins_while_a_generation_forms_gets_a_seat_in_the_next() {
 fn who_leaves_is_let_go_when_the_others_go_on_without_it() {
     let mut job = Job::running(elastic(2, 2), 2);
     let actions = job.leaves(2);
-    assert!(event(&actions, EventKind::Leaving).unwrap().contains("worker 2"));
+    assert!(
+        event(&actions, EventKind::Leaving)
+            .unwrap()
+            .contains("worker 2")
+    );
     assert_eq!(told(&actions), [(1, "pause"), (2, "pause")]);
     assert!(job.leaves(2).is_empty(), "once is enough");
     job.paused(&[2], 12);
     let actions = job.paused(&[1], 12);
     assert_eq!(told(&actions), [(2, "hold"), (1, "form"), (2, "release")]);
     assert_eq!(cause(&actions), Some(Cause::Leave));
-    assert!(event(&actions, EventKind::Left).unwrap().contains("worker 2"));
+    assert!(
+        event(&actions, EventKind::Left)
+            .unwrap()
+            .contains("worker 2")
+    );
     assert!(actions.contains(&Action::Close(WorkerId(2))));
     assert_eq!(hosts(&job), [(1, 0..8)]);
     assert!(job.lost(2).is_empty(), "its end is no death");
@@ -267,9 +286,16 @@ fn when_all_die_the_job_goes_on_from_the_checkpoint_and_the_ledger_says_so() {
     let actions = job.ready(3, 0);
     let assignment = assignments(&actions)[0];
     assert_eq!(assignment.checkpoint, Some(checkpoint(140)));
-    assert_eq!(assignment.epochs.start, 1, "the epoch that step 140 lies in");
+    assert_eq!(
+        assignment.epochs.start, 1,
+        "the epoch that step 140 lies in"
+    );
     let actions = job.formed(&[3], 140);
-    assert!(event(&actions, EventKind::Rewound).unwrap().contains("250 to 140"));
+    assert!(
+        event(&actions, EventKind::Rewound)
+            .unwrap()
+            .contains("250 to 140")
+    );
     let from = records(&actions).into_iter().map(|record| match record {
         Record::Rewound(step) => Some(("rewound", step.0)),
         Record::Assigned { from, .. } => Some(("assigned", from.0)),
@@ -297,7 +323,10 @@ fn workers_that_disagree_about_the_state_end_the_job() {
     job.formed(&[1], 0);
     let actions = job.formed(&[2], 7);
     let reason = failure(&actions);
-    assert!(reason.contains("worker 2") && reason.contains("step 7"), "{reason}");
+    assert!(
+        reason.contains("worker 2") && reason.contains("step 7"),
+        "{reason}"
+    );
 }
 
 /// Invariant 7.

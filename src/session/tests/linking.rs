@@ -94,7 +94,10 @@ fn a_generation_forms_without_the_coordinator() {
     session.handle(disconnected(), at(4));
     let formed = Event::Formed(GEN, Step(5), Forming::default());
     assert_eq!(session.handle(formed, at(5)), [], "there is nobody to tell");
-    assert_eq!(session.handle(Event::Pause(GEN), at(5)), [Action::RaisePause(GEN)]);
+    assert_eq!(
+        session.handle(Event::Pause(GEN), at(5)),
+        [Action::RaisePause(GEN)]
+    );
 }
 
 /// Invariant 7: a coordinator that accepts and then says nothing is left for another attempt.
@@ -126,7 +129,10 @@ fn the_wait_begins_when_there_is_nothing_left_to_do() {
     let hello = finished.handle(Event::Connected, at(3610));
     assert_eq!(hello, [standing(3, true, 9)]);
     let actions = finished.handle(welcome(true), at(3610));
-    assert_eq!(actions, [Action::SayFinished(GEN, Step(9), Finish::Complete)]);
+    assert_eq!(
+        actions,
+        [Action::SayFinished(GEN, Step(9), Finish::Complete)]
+    );
 }
 
 #[test]

@@ -92,7 +92,10 @@ fn a_pause_is_raised_and_its_rest_is_told() {
 fn a_broken_collective_is_told_and_the_worker_waits_for_the_next_generation() {
     let mut session = training();
     let told = session.handle(breaks(GEN, 8), at(5));
-    assert_eq!(told, [Action::SayCollectiveFailed(GEN, Step(8), breakage())]);
+    assert_eq!(
+        told,
+        [Action::SayCollectiveFailed(GEN, Step(8), breakage())]
+    );
     assert_eq!(session.handle(breaks(GEN, 8), at(5)), [], "once is enough");
     let actions = session.handle(Event::Assignment(Generation(4), None), at(6));
     assert_eq!(actions, [Action::Form]);
@@ -134,7 +137,11 @@ fn a_complete_job_is_reported_and_left_when_the_coordinator_knows() {
     let actions = session.handle(Event::Acknowledged, at(6));
     assert_eq!(actions, [Action::Exit(Exit::Done)]);
     assert_eq!(session.next_deadline(), None);
-    for event in [Event::Stop { drain: false }, Event::Terminate, disconnected()] {
+    for event in [
+        Event::Stop { drain: false },
+        Event::Terminate,
+        disconnected(),
+    ] {
         assert_eq!(session.handle(event, at(7)), [], "it is over");
     }
     assert_eq!(session.handle_timeout(at(70)), []);
@@ -202,7 +209,10 @@ fn who_has_failed_never_takes_part_again() {
     early.handle(Event::Failed("no such folder".to_owned()), at(2));
     reconnect(&mut early, at(3));
     let actions = early.handle(welcome(false), at(4));
-    assert!(matches!(actions[..], [Action::SayFinished(..)]), "{actions:?}");
+    assert!(
+        matches!(actions[..], [Action::SayFinished(..)]),
+        "{actions:?}"
+    );
 }
 
 #[test]
@@ -272,14 +282,21 @@ fn a_signal_while_it_rests_waits_to_be_let_go() {
     let mut session = broken();
     let actions = session.handle(Event::Terminate, at(5));
     assert_eq!(actions, [Action::SayLeaving(GEN)]);
-    assert_eq!(session.handle(Event::Terminate, at(6)), [], "once is enough");
+    assert_eq!(
+        session.handle(Event::Terminate, at(6)),
+        [],
+        "once is enough"
+    );
     let mut saves = session;
     let close = Event::Assignment(Generation(4), Some(Close::Left));
     assert_eq!(saves.handle(close, at(7)), [Action::Form], "first it saves");
     saves.handle_timeout(at(30));
     let formed = Event::Formed(Generation(4), Step(9), Forming::default());
     let actions = saves.handle(formed, at(31));
-    assert!(matches!(actions[..], [Action::SayFormed(..)]), "no deadline but the generation's");
+    assert!(
+        matches!(actions[..], [Action::SayFormed(..)]),
+        "no deadline but the generation's"
+    );
 
     // Invariant 7: but not for ever.
     let mut silent = broken();

@@ -491,6 +491,14 @@ impl Session {
         }
     }
 
+    /// There is nothing left to do without the coordinator: from now on it is waited for.
+    fn begin_to_wait(&mut self, now: Now) {
+        match &mut self.link {
+            Link::Down { since: lost, .. } | Link::Greeting { lost, .. } => *lost = now,
+            Link::Up => {}
+        }
+    }
+
     fn unreachable(&mut self, why: String, since: Now, backoff: Duration, now: Now) {
         self.link = Link::Down {
             since,
@@ -541,7 +549,7 @@ impl Session {
                     actions.push(Action::SayReady(digest));
                 }
             },
-            Work::Finishing(farewell) if terms.resumed => {
+            Work::Finishing(farewell) if terms.resumed || farewell.failed() => {
                 let Farewell {
                     generation, finish, ..
                 } = farewell;
@@ -578,6 +586,16 @@ impl Session {
         if !ready || generation <= self.generation {
             return;
         }
+        if let Work::Finishing(farewell) = &mut self.work
+            && farewell.failed()
+        {
+            // What it had said was of an older generation, and this one waits for it.
+            self.generation = generation;
+            farewell.generation = generation;
+            let finish = farewell.finish.clone();
+            self.say(Action::SayFinished(generation, self.step, finish), actions);
+            return;
+        }
         if self.within().is_some() {
             let superseded = format!("generation {generation} takes its place");
             actions.push(Action::Abort(generation, superseded));
@@ -602,6 +620,7 @@ impl Session {
             Work::Forming(_) | Work::Training(_) => {
                 actions.push(Action::Abort(generation.next(), reason));
             }
+            Work::Finishing(farewell) if farewell.failed() => return,
             Work::Idle(_) | Work::Finishing(_) => {}
             Work::Unprepared | Work::Preparing | Work::Stopped => return,
         }
@@ -623,6 +642,7 @@ impl Session {
             breakage,
         };
         self.say(rest.word(self.step), actions);
+        self.begin_to_wait(now);
         self.work = Work::Idle(Some(rest));
         if self.leaving.is_some() {
             self.leaving = Some(now + FAREWELL);
@@ -651,6 +671,7 @@ impl Session {
             Action::SayFinished(generation, step, finish.clone()),
             actions,
         );
+        self.begin_to_wait(now);
         self.work = Work::Finishing(Farewell {
             since: now,
             generation,
@@ -693,6 +714,12 @@ impl Link {
             backoff: BACKOFF_MIN,
             why,
         }
+    }
+}
+
+impl Farewell {
+    fn failed(&self) -> bool {
+        matches!(self.finish, Finish::Failed(_))
     }
 }
 

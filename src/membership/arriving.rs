@@ -13,12 +13,10 @@ impl Membership {
     /// The workers that a coordinator before this one knew go on with what they were told. They
     /// are given time to come back before they are taken for dead.
     pub(super) fn expect_back(&mut self, seats: Vec<Seat>, now: Now) {
-        if self.generation.0 > 0 {
-            self.begun = true;
-        }
         if seats.is_empty() {
             return;
         }
+        self.begun = true;
         let first = self.reached.0 / self.rules.steps_per_epoch;
         self.assigned = first..self.horizon(self.reached);
         for seat in &seats {

@@ -75,7 +75,7 @@ pub struct Membership {
     seats: Arc<[Seat]>,
     /// The state that its workers agreed on, once they have.
     from: Option<Step>,
-    /// A generation has been formed, in this coordinator's life or before.
+    /// A generation has been formed in this coordinator's life, or its workers are expected back.
     begun: bool,
     checkpoint: Option<CheckpointRecord>,
     /// The newest state that some worker has reached.

@@ -1,0 +1,251 @@
+//! The invariants of the design, checked at every step of a schedule. The first that is broken is
+//! kept, in words that begin with the invariant's name.
+
+use super::faults::Faults;
+use super::job::{Job, State};
+use super::ledger::Ledger;
+use super::worker::{ProcessId, Worker};
+use crate::ids::{Generation, Step};
+use crate::membership::{Assignment, Now, Outcome, Record, Seat};
+use crate::session::Exit;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+#[derive(Debug)]
+pub(super) struct Checks {
+    pub(super) failure: Option<String>,
+    /// The bits of `State(0)` to the last.
+    reference: Vec<u64>,
+    /// Who was told of which generation, by which life of the coordinator.
+    spoken: BTreeMap<Generation, (u64, Arc<[Seat]>)>,
+    /// The newest generation that each process took part in.
+    accepted: BTreeMap<ProcessId, Generation>,
+    /// Which generation did which step.
+    done: BTreeSet<(Generation, Step)>,
+    /// The newest generation whose workers agreed, who they are, and when it was spoken.
+    agreed: Option<(Generation, Vec<ProcessId>, Now)>,
+    /// Copies of a newer state.
+    pub(super) healed: u64,
+    /// Words of older generations.
+    pub(super) stale: u64,
+    /// Ends other than completion.
+    pub(super) ends: u64,
+}
+
+impl Checks {
+    pub(super) fn new(job: &Job) -> Self {
+        Self {
+            failure: None,
+            reference: job.reference(),
+            spoken: BTreeMap::new(),
+            accepted: BTreeMap::new(),
+            done: BTreeSet::new(),
+            agreed: None,
+            healed: 0,
+            stale: 0,
+            ends: 0,
+        }
+    }
+
+    pub(super) fn fail(&mut self, why: String) {
+        self.failure.get_or_insert(why);
+    }
+
+    /// Invariants 1 and 2: there is one `State(t)`, made of every replica's batches, each once.
+    pub(super) fn state(&mut self, state: &State, whose: &str) {
+        let expected = self.reference.get(state.step.0 as usize);
+        if expected != Some(&state.bits) {
+            self.fail(format!(
+                "one history: {whose} State({}) is {:016x}, expected {expected:016x?}",
+                state.step, state.bits
+            ));
+        }
+    }
+
+    /// Invariant 3, the coordinator's side.
+    pub(super) fn spoken(&mut self, life: u64, assignment: &Assignment, ledger: &Ledger) {
+        let Assignment {
+            generation, seats, ..
+        } = assignment;
+        let recorded = ledger.generations.get(generation);
+        if recorded.is_none_or(|recorded| (recorded.life, &recorded.seats) != (life, seats)) {
+            self.fail(format!(
+                "durable before spoken: generation {generation} is spoken, and the ledger has \
+                 {recorded:?}"
+            ));
+        }
+        let (by, before) = self
+            .spoken
+            .entry(*generation)
+            .or_insert_with(|| (life, Arc::clone(seats)));
+        if (*by, &*before) != (life, seats) {
+            let why = format!(
+                "monotonic generations: {generation} is spoken twice, by life {by} for {before:?} \
+                 and by life {life} for {seats:?}"
+            );
+            self.fail(why);
+        }
+        if let Some((newest, _)) = self.spoken.last_key_value()
+            && newest > generation
+        {
+            self.fail(format!(
+                "monotonic generations: {generation} is spoken after {newest}"
+            ));
+        }
+    }
+
+    /// Invariant 3, the worker's side.
+    pub(super) fn accepted(&mut self, process: ProcessId, generation: Generation) {
+        let before = self.accepted.insert(process, generation);
+        if before.is_some_and(|before| before >= generation) {
+            self.fail(format!(
+                "monotonic generations: process {process} takes {generation} after {before:?}"
+            ));
+        }
+    }
+
+    /// Invariant 4, within a generation: it goes on from the newest that its members have.
+    pub(super) fn agreed(
+        &mut self,
+        generation: Generation,
+        from: Step,
+        held: impl Iterator<Item = Step>,
+    ) {
+        let most = held.max().unwrap_or_default();
+        if from < most {
+            self.fail(format!(
+                "nothing committed is lost: generation {generation} goes on from step {from}, and \
+                 one of its members holds {most}"
+            ));
+        }
+    }
+
+    /// Invariant 4, from one generation to the next: whoever took part in the one before, and was
+    /// not struck itself, brings along what it holds.
+    pub(super) fn survived(&mut self, generation: Generation, from: Step, workers: &[Worker]) {
+        let Some((before, processes, spoken_at)) = &self.agreed else {
+            return;
+        };
+        if *before >= generation {
+            return;
+        }
+        for process in processes {
+            let worker = &workers[*process];
+            let struck = worker.disturbed_at.is_some_and(|at| at >= *spoken_at);
+            let held = worker.thread.state.step;
+            if worker.is_running() && !struck && held > from {
+                let why = format!(
+                    "nothing committed is lost: generation {generation} goes on from step {from}, \
+                     and process {process} of generation {before}, which nothing has struck, \
+                     holds {held}"
+                );
+                self.failure.get_or_insert(why);
+                return;
+            }
+        }
+    }
+
+    /// The generation that the next one is measured by.
+    pub(super) fn followed(
+        &mut self,
+        generation: Generation,
+        processes: Vec<ProcessId>,
+        spoken_at: Now,
+    ) {
+        let newest = self.agreed.as_ref().map(|(newest, ..)| *newest);
+        if newest.is_none_or(|newest| newest < generation) {
+            self.agreed = Some((generation, processes, spoken_at));
+        }
+    }
+
+    pub(super) fn stepped(&mut self, generation: Generation, from: Step) {
+        self.done.insert((generation, from));
+    }
+
+    pub(super) fn recorded(&mut self, record: &Record) {
+        if let Record::Assigned { seats, .. } = record {
+            let mut next = 0;
+            for seat in seats.iter() {
+                if seat.replicas.start != next || seat.replicas.is_empty() {
+                    self.fail(format!("exactly once: replicas are dealt as {seats:?}"));
+                    return;
+                }
+                next = seat.replicas.end;
+            }
+        }
+    }
+
+    /// A job ends as it was asked to, or because it can't go on.
+    pub(super) fn ended(&mut self, outcome: &Outcome, faults: &Faults, now: Now) {
+        let allowed = match outcome {
+            Outcome::Complete(step) => step.0 + 1 == self.reference.len() as u64,
+            Outcome::Stopped(_) => faults.stopped,
+            Outcome::Drained(_) => faults.drained,
+            Outcome::Failed(_) => false,
+        };
+        if !matches!(outcome, Outcome::Complete(_)) {
+            self.ends += 1;
+        }
+        if !allowed {
+            let calm = faults.calm(now);
+            self.fail(format!(
+                "the right outcome: {outcome} ({calm:?} after the last fault)"
+            ));
+        }
+    }
+
+    pub(super) fn exited(
+        &mut self,
+        process: ProcessId,
+        exit: Option<&Exit>,
+        faults: &Faults,
+        now: Now,
+    ) {
+        let wrong = match exit {
+            Some(Exit::Unfit(_)) => true,
+            Some(Exit::Failed(_)) => !faults.calm(now).is_zero(),
+            Some(Exit::Done | Exit::Left) | None => false,
+        };
+        if wrong {
+            self.fail(format!(
+                "the right outcome: process {process} ends with {exit:?}"
+            ));
+        }
+    }
+
+    /// Invariant 2, in the ledger: every replica's part of every step is booked once, on a
+    /// generation that has done that step.
+    pub(super) fn concluded(&mut self, job: &Job, ledger: &Ledger, _workers: &[Worker]) {
+        if ledger.reached.0 != job.total {
+            self.fail(format!(
+                "exactly once: the job is complete, and the ledger says step {}",
+                ledger.reached
+            ));
+        }
+        for step in 0..job.total {
+            let Some(row) = ledger.booked.get(&step) else {
+                self.fail(format!("exactly once: step {step} is booked on nobody"));
+                return;
+            };
+            for (replica, booked) in row.iter().enumerate() {
+                match booked {
+                    None => {
+                        let why = format!(
+                            "exactly once: replica {replica} of step {step} is booked on nobody"
+                        );
+                        self.fail(why);
+                        return;
+                    }
+                    Some(generation) if !self.done.contains(&(*generation, Step(step))) => {
+                        let why = format!(
+                            "exactly once: replica {replica} of step {step} is booked on generation {generation}, which did not do it"
+                        );
+                        self.fail(why);
+                        return;
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+}

@@ -241,13 +241,7 @@ impl Membership {
         self.from = Some(self.reached);
         self.enter(Phase::Running, now);
         actions.extend([
-            // Whatever the coordinator of before had not booked.
-            Action::Persist(Record::Assigned {
-                generation: self.generation,
-                seats: Arc::clone(&self.seats),
-                epochs: self.assigned.clone(),
-                from: self.reached,
-            }),
+            self.book(self.reached),
             Action::Persist(Record::Event(
                 EventKind::Resumed,
                 format!(

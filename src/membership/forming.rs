@@ -335,16 +335,22 @@ impl Membership {
                 Action::Persist(Record::Event(EventKind::Rewound, told)),
             ]);
         }
-        actions.push(Action::Persist(Record::Assigned {
-            generation: self.generation,
-            seats: Arc::clone(&self.seats),
-            epochs: self.assigned.clone(),
-            from,
-        }));
+        actions.push(self.book(from));
         if from > self.reached {
             self.reached = from;
             actions.push(Action::Persist(Record::Reached(from)));
         }
+    }
+
+    /// Books what the generation's workers were given, and what those before them were.
+    pub(super) fn book(&mut self, from: Step) -> Action {
+        let start = self.unbooked.take().unwrap_or(self.assigned.start);
+        Action::Persist(Record::Assigned {
+            generation: self.generation,
+            seats: Arc::clone(&self.seats),
+            epochs: start.min(self.assigned.start)..self.assigned.end,
+            from,
+        })
     }
 
     pub(super) fn await_formed(&mut self, now: Now, actions: &mut Vec<Action>) {

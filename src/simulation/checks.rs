@@ -24,6 +24,8 @@ pub(super) struct Checks {
     done: BTreeSet<(Generation, Step)>,
     /// The newest generation whose workers agreed, who they are, and when it was spoken.
     agreed: Option<(Generation, Vec<ProcessId>, Now)>,
+    /// Steps that the ledger can't know the doer of: a checkpoint alone tells of them.
+    pub(super) unheard: BTreeSet<u64>,
     /// Copies of a newer state.
     pub(super) healed: u64,
     /// Words of older generations.
@@ -41,6 +43,7 @@ impl Checks {
             accepted: BTreeMap::new(),
             done: BTreeSet::new(),
             agreed: None,
+            unheard: BTreeSet::new(),
             healed: 0,
             stale: 0,
             ends: 0,
@@ -194,16 +197,11 @@ impl Checks {
         }
     }
 
-    pub(super) fn exited(
-        &mut self,
-        process: ProcessId,
-        exit: Option<&Exit>,
-        faults: &Faults,
-        now: Now,
-    ) {
+    /// A worker ends well, but for one that a fault or the end of the job has left alone.
+    pub(super) fn exited(&mut self, process: ProcessId, exit: Option<&Exit>, alone: bool) {
         let wrong = match exit {
             Some(Exit::Unfit(_)) => true,
-            Some(Exit::Failed(_)) => !faults.calm(now).is_zero(),
+            Some(Exit::Failed(_)) => !alone,
             Some(Exit::Done | Exit::Left) | None => false,
         };
         if wrong {
@@ -215,37 +213,53 @@ impl Checks {
 
     /// Invariant 2, in the ledger: every replica's part of every step is booked once, on a
     /// generation that has done that step.
-    pub(super) fn concluded(&mut self, job: &Job, ledger: &Ledger, _workers: &[Worker]) {
+    pub(super) fn concluded(&mut self, job: &Job, ledger: &Ledger, workers: &[Worker]) {
+        if let Some((generation, processes, spoken_at)) = &self.agreed {
+            for process in processes {
+                let worker = &workers[*process];
+                let struck = worker.disturbed_at.is_some_and(|at| at >= *spoken_at);
+                if !struck && !worker.orders.leaving && worker.exit != Some(Exit::Done) {
+                    let why = format!(
+                        "the right outcome: process {process} of the last generation, {generation}, \
+                         which nothing has struck, ends with {:?}",
+                        worker.exit
+                    );
+                    self.failure.get_or_insert(why);
+                }
+            }
+        }
         if ledger.reached.0 != job.total {
             self.fail(format!(
                 "exactly once: the job is complete, and the ledger says step {}",
                 ledger.reached
             ));
         }
+        // A generation whose coordinator died before it heard that it had formed is not known to
+        // have done anything.
+        let unheard = |step: u64| {
+            let unheard = ledger
+                .generations
+                .iter()
+                .filter(|(_, recorded)| recorded.from.is_none());
+            let mut unheard = unheard.map(|(generation, _)| (*generation, Step(step)));
+            unheard.any(|done| self.done.contains(&done))
+        };
+        let mut wrong = None;
         for step in 0..job.total {
-            let Some(row) = ledger.booked.get(&step) else {
-                self.fail(format!("exactly once: step {step} is booked on nobody"));
-                return;
-            };
-            for (replica, booked) in row.iter().enumerate() {
-                match booked {
-                    None => {
-                        let why = format!(
-                            "exactly once: replica {replica} of step {step} is booked on nobody"
-                        );
-                        self.fail(why);
-                        return;
-                    }
-                    Some(generation) if !self.done.contains(&(*generation, Step(step))) => {
-                        let why = format!(
-                            "exactly once: replica {replica} of step {step} is booked on generation {generation}, which did not do it"
-                        );
-                        self.fail(why);
-                        return;
-                    }
-                    Some(_) => {}
+            let row = ledger.booked.get(&step).map_or(&[][..], Vec::as_slice);
+            for replica in 0..job.replicas {
+                let booked = row.get(replica as usize).copied().flatten();
+                let did = booked.is_some_and(|g| self.done.contains(&(g, Step(step))));
+                if !did && !self.unheard.contains(&step) && (booked.is_none() || !unheard(step)) {
+                    wrong.get_or_insert((step, replica, booked));
                 }
             }
+        }
+        if let Some((step, replica, booked)) = wrong {
+            self.fail(format!(
+                "exactly once: replica {replica} of step {step} is booked on {booked:?}, which did \
+                 not do it"
+            ));
         }
     }
 }

@@ -131,10 +131,14 @@ impl World {
         });
         let ledger = &mut self.coordinator.ledger;
         if let Some(checkpoint) = &checkpoint {
+            // What led to it may have been done by a generation that nobody had heard of.
+            let known = ledger.reached.min(checkpoint.step);
+            self.checks.unheard.extend(known.0..checkpoint.step.0);
             ledger
                 .checkpoints
                 .insert(checkpoint.step, checkpoint.clone());
             if checkpoint.step.0 >= self.job.total {
+                ledger.reach(checkpoint.step);
                 let complete = Outcome::Complete(checkpoint.step);
                 self.coordinator.outcome = Some(complete);
                 return;
@@ -220,6 +224,7 @@ impl World {
         for (connection, message) in inputs {
             self.coordinator_input(life, connection, message);
         }
+        self.carry_out();
     }
 
     pub(super) fn coordinator_input(
@@ -236,6 +241,13 @@ impl World {
             stopped.inputs.push((connection, message));
             return;
         }
+        if self.trace.is_some() && matches!(message, Message::Open | Message::Closed(_)) {
+            let line = format!("coordinator has {message:?} of connection {connection}");
+            self.note(line);
+        }
+        let Some(up) = &mut self.coordinator.up else {
+            return;
+        };
         match message {
             Message::Open => {
                 up.sessions.open.insert(connection, None);

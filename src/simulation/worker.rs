@@ -141,8 +141,9 @@ impl World {
             self.close(connection, Side::Worker, "the worker is gone");
         }
         self.leave_group(process);
-        self.checks
-            .exited(process, exit.as_ref(), &self.faults, self.now);
+        let calm = !self.faults.calm(self.now).is_zero();
+        let alone = !calm || self.coordinator.up.is_none();
+        self.checks.exited(process, exit.as_ref(), alone);
         let wait = self.faults.absence(&mut self.chance, self.now);
         self.after(wait, Happening::StartWorker);
     }

@@ -87,7 +87,7 @@ pub(super) struct World {
     queue: BinaryHeap<Scheduled>,
     order: u64,
     /// What has happened, if it is to be told.
-    trace: Option<Vec<String>>,
+    pub(super) trace: Option<Vec<String>>,
 }
 
 /// Times that one deadline may come in a row without the clock's moving.

@@ -241,7 +241,7 @@ impl Membership {
         self.from = Some(self.reached);
         self.enter(Phase::Running, now);
         actions.extend([
-            self.book(self.reached),
+            self.book(self.reached, self.assigned.start),
             Action::Persist(Record::Event(
                 EventKind::Resumed,
                 format!(

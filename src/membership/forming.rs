@@ -335,20 +335,22 @@ impl Membership {
                 Action::Persist(Record::Event(EventKind::Rewound, told)),
             ]);
         }
-        actions.push(self.book(from));
+        actions.push(self.book(from, self.assigned.start));
         if from > self.reached {
             self.reached = from;
             actions.push(Action::Persist(Record::Reached(from)));
         }
     }
 
-    /// Books what the generation's workers were given, and what those before them were.
-    pub(super) fn book(&mut self, from: Step) -> Action {
-        let start = self.unbooked.take().unwrap_or(self.assigned.start);
+    /// Books what the generation's workers were given of the epochs from `start` on; and the first
+    /// time, what may not have been booked before.
+    pub(super) fn book(&mut self, from: Step, start: u64) -> Action {
+        let unbooked = self.unbooked.take();
+        let epoch = |step: Step| step.0 / self.rules.steps_per_epoch;
         Action::Persist(Record::Assigned {
             generation: self.generation,
             seats: Arc::clone(&self.seats),
-            epochs: start.min(self.assigned.start)..self.assigned.end,
+            epochs: unbooked.map_or(start, epoch).min(start)..self.assigned.end,
             from,
         })
     }

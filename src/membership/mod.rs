@@ -85,9 +85,9 @@ pub struct Membership {
     reached: Step,
     /// The epochs that were handed out.
     assigned: Range<u64>,
-    /// What is read in the epochs from here on may be booked on nobody: the coordinator of before
-    /// may have ended before it heard that a generation had formed.
-    unbooked: Option<u64>,
+    /// What is read from this state on may be booked on nobody: the coordinator of before may have
+    /// ended before it heard that a generation had formed.
+    unbooked: Option<Step>,
     /// Steps that are handed out ahead, at least: what workers live on while no coordinator is
     /// there.
     lookahead: u64,
@@ -135,7 +135,6 @@ impl Membership {
             checkpoint,
         } = past;
         let saved = checkpoint.as_ref().map_or(Step(0), |c| c.step);
-        let unbooked = Some(reached.0 / rules.steps_per_epoch);
         let mut machine = Self {
             phase: Phase::Gathering,
             since: now,
@@ -148,7 +147,7 @@ impl Membership {
             reached: reached.max(saved),
             checkpoint,
             assigned: 0..0,
-            unbooked,
+            unbooked: Some(reached),
             lookahead,
             cause: Cause::Start,
             trouble: Trouble::default(),

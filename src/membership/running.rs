@@ -97,12 +97,7 @@ impl Membership {
         let epochs = self.assigned.end..horizon;
         self.assigned.end = horizon;
         let generation = self.generation;
-        actions.push(Action::Persist(Record::Assigned {
-            generation,
-            seats: Arc::clone(&self.seats),
-            epochs: epochs.clone(),
-            from: step,
-        }));
+        actions.push(self.book(step, epochs.start));
         for seat in self.seats.iter() {
             let work = Order::Work {
                 generation,

@@ -184,7 +184,8 @@ impl Checks {
             Outcome::Complete(step) => step.0 + 1 == self.reference.len() as u64,
             Outcome::Stopped(_) => faults.stopped,
             Outcome::Drained(_) => faults.drained,
-            Outcome::Failed(_) => false,
+            // A stop has one deadline, and a full disk may last longer.
+            Outcome::Failed(why) => faults.calm(now).is_zero() && why.contains("to finish"),
         };
         if !matches!(outcome, Outcome::Complete(_)) {
             self.ends += 1;
@@ -201,7 +202,7 @@ impl Checks {
     pub(super) fn exited(&mut self, process: ProcessId, exit: Option<&Exit>, alone: bool) {
         let wrong = match exit {
             Some(Exit::Unfit(_)) => true,
-            Some(Exit::Failed(_)) => !alone,
+            Some(Exit::Failed(why)) => !alone && !why.contains("the job is over"),
             Some(Exit::Done | Exit::Left) | None => false,
         };
         if wrong {
@@ -218,7 +219,8 @@ impl Checks {
             for process in processes {
                 let worker = &workers[*process];
                 let struck = worker.disturbed_at.is_some_and(|at| at >= *spoken_at);
-                if !struck && !worker.orders.leaving && worker.exit != Some(Exit::Done) {
+                if !struck && !worker.orders.leaving && matches!(worker.exit, Some(Exit::Failed(_)))
+                {
                     let why = format!(
                         "the right outcome: process {process} of the last generation, {generation}, \
                          which nothing has struck, ends with {:?}",
@@ -234,23 +236,21 @@ impl Checks {
                 ledger.reached
             ));
         }
-        // A generation whose coordinator died before it heard that it had formed is not known to
-        // have done anything.
-        let unheard = |step: u64| {
-            let unheard = ledger
-                .generations
-                .iter()
-                .filter(|(_, recorded)| recorded.from.is_none());
-            let mut unheard = unheard.map(|(generation, _)| (*generation, Step(step)));
-            unheard.any(|done| self.done.contains(&done))
-        };
+        // Who did what is known if nothing was done twice, and if nothing was done by a generation
+        // whose coordinator died before it heard that it had formed.
+        let unheard = ledger.generations.iter();
+        let mut unheard = unheard.filter(|(_, recorded)| !recorded.heard);
+        let unheard = unheard.any(|(unheard, _)| self.done.iter().any(|(g, _)| g == unheard));
+        let exact = ledger.rewinds == 0 && self.unheard.is_empty() && !unheard;
         let mut wrong = None;
         for step in 0..job.total {
             let row = ledger.booked.get(&step).map_or(&[][..], Vec::as_slice);
             for replica in 0..job.replicas {
                 let booked = row.get(replica as usize).copied().flatten();
-                let did = booked.is_some_and(|g| self.done.contains(&(g, Step(step))));
-                if !did && !self.unheard.contains(&step) && (booked.is_none() || !unheard(step)) {
+                let right = booked.is_some_and(|generation| {
+                    !exact || self.done.contains(&(generation, Step(step)))
+                });
+                if !right && !self.unheard.contains(&step) {
                     wrong.get_or_insert((step, replica, booked));
                 }
             }

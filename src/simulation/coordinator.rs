@@ -472,8 +472,9 @@ impl World {
     fn end(&mut self, outcome: Outcome) {
         let life = self.coordinator.life;
         self.note(format!("coordinator {life} ends: {outcome}"));
-        self.make_reached_durable();
-        self.coordinator.up = None;
+        if let Some(up) = self.coordinator.up.take() {
+            self.coordinator.ledger.reach(up.reached);
+        }
         self.hang_up(life);
         self.checks.ended(&outcome, &self.faults, self.now);
         if !matches!(outcome, Outcome::Complete(_)) {

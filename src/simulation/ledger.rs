@@ -14,6 +14,8 @@ pub(super) struct Recorded {
     pub(super) life: u64,
     pub(super) seats: Arc<[Seat]>,
     pub(super) from: Option<Step>,
+    /// The life that spoke it heard that it had formed.
+    pub(super) heard: bool,
     vacated: bool,
 }
 
@@ -46,6 +48,7 @@ impl Ledger {
                     life,
                     seats: Arc::clone(seats),
                     from: None,
+                    heard: false,
                     vacated: false,
                 };
                 if self.generations.insert(*generation, recorded).is_some() {
@@ -62,6 +65,9 @@ impl Ledger {
             } => {
                 let steps = epochs.start * epoch..epochs.end * epoch;
                 self.assign(*generation, seats, steps, *from, replicas)?;
+                if let Some(recorded) = self.generations.get_mut(generation) {
+                    recorded.heard |= recorded.life == life;
+                }
             }
             Record::Admitted(worker, _) => {
                 if *worker <= self.worker {

@@ -532,8 +532,8 @@ impl World {
         let orders = self.workers[process].orders;
         Flags {
             pause: orders.pause == generation,
-            leaving: orders.leaving,
-            stop: orders.stop,
+            leaving: orders.leaving || orders.drain == generation,
+            stop: orders.stop == generation,
         }
     }
 

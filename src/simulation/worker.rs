@@ -34,7 +34,8 @@ pub(super) enum Input {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Orders {
     pub(super) leaving: bool,
-    pub(super) stop: bool,
+    pub(super) stop: Generation,
+    pub(super) drain: Generation,
     pub(super) pause: Generation,
     /// Generations before this one are over.
     pub(super) floor: Generation,
@@ -338,7 +339,8 @@ impl World {
                 Action::GiveWork => self.command(process, command.take()),
                 Action::Abort(floor, _) => self.abort(process, floor),
                 Action::RaisePause(generation) => orders.pause = orders.pause.max(generation),
-                Action::RaiseStop => orders.stop = true,
+                Action::RaiseStop(generation) => orders.stop = orders.stop.max(generation),
+                Action::RaiseDrain(generation) => orders.drain = orders.drain.max(generation),
                 Action::RaiseLeaving => orders.leaving = true,
                 Action::SayFormed(generation, step, forming) => {
                     self.say(process, Word::Formed(generation, step, forming));

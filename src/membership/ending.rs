@@ -132,7 +132,9 @@ impl Membership {
                 EventKind::Died,
                 told.clone(),
             )));
+            // If it has been told something else meanwhile it doesn't end: then it comes back, new.
             actions.push(Action::Send(worker, Order::Acknowledged));
+            actions.push(Action::Close(worker));
             if seat.is_some() && self.members.values().all(|m| !m.is_able(now)) {
                 self.fail(told, actions);
             } else if seat.is_some() {

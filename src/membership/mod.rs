@@ -406,8 +406,9 @@ impl Membership {
         // Invariant 3: what an older generation says has no effect.
         if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
-            // Who never had a seat may still say that it can't go on.
-            let unfit = matches!(word, Word::Finished(..)) && member.seat.is_none();
+            // Who has no seat may still say that it can't go on.
+            let unfit =
+                matches!(word, Word::Finished(.., Finish::Failed(_))) && member.seat.is_none();
             if !(present || unfit || accepts_stale) {
                 return;
             }

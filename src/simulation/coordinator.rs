@@ -5,7 +5,7 @@ use super::network::{ConnectionId, Message, Side};
 use super::world::{Happening, World};
 use crate::ids::{Generation, Step, WorkerId};
 use crate::membership::{
-    Action, CheckpointRecord, Event, Membership, Now, Order, Outcome, Record, Word,
+    Action, CheckpointRecord, Event, Finish, Membership, Now, Order, Outcome, Record, Word,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -296,6 +296,8 @@ impl World {
     /// The generation of a word that must have no effect, because a newer one is there.
     fn stale(&self, word: &Word) -> Option<Generation> {
         let spoken = match word {
+            // It is of the process that it speaks.
+            Word::Finished(_, _, Finish::Failed(_)) => return None,
             Word::Formed(generation, ..)
             | Word::Progress(generation, _)
             | Word::Heartbeat(generation, ..)

@@ -342,15 +342,14 @@ impl Membership {
         }
     }
 
-    /// Books what the generation's workers were given of the epochs from `start` on; and the first
-    /// time, what may not have been booked before.
+    /// Books what the generation's workers were given of the epochs from `start` on, and what those
+    /// before them were given that is not booked yet.
     pub(super) fn book(&mut self, from: Step, start: u64) -> Action {
-        let unbooked = self.unbooked.take();
-        let epoch = |step: Step| step.0 / self.rules.steps_per_epoch;
+        let start = start.min(std::mem::replace(&mut self.booked, self.assigned.end));
         Action::Persist(Record::Assigned {
             generation: self.generation,
             seats: Arc::clone(&self.seats),
-            epochs: unbooked.map_or(start, epoch).min(start)..self.assigned.end,
+            epochs: start..self.assigned.end,
             from,
         })
     }

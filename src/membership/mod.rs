@@ -85,9 +85,9 @@ pub struct Membership {
     reached: Step,
     /// The epochs that were handed out.
     assigned: Range<u64>,
-    /// What is read from this state on may be booked on nobody: the coordinator of before may have
-    /// ended before it heard that a generation had formed.
-    unbooked: Option<Step>,
+    /// The epochs before this one are booked. Those that were handed out may not be, if nobody has
+    /// said that the generation had formed.
+    booked: u64,
     /// Steps that are handed out ahead, at least: what workers live on while no coordinator is
     /// there.
     lookahead: u64,
@@ -147,7 +147,7 @@ impl Membership {
             reached: reached.max(saved),
             checkpoint,
             assigned: 0..0,
-            unbooked: Some(reached),
+            booked: reached.0 / rules.steps_per_epoch,
             lookahead,
             cause: Cause::Start,
             trouble: Trouble::default(),

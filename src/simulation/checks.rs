@@ -11,6 +11,15 @@ use crate::session::Exit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+/// A generation whose workers agreed on a state.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) generation: Generation,
+    pub(super) from: Step,
+    pub(super) processes: Vec<ProcessId>,
+    pub(super) spoken_at: Now,
+}
+
 #[derive(Debug)]
 pub(super) struct Checks {
     pub(super) failure: Option<String>,
@@ -23,7 +32,7 @@ pub(super) struct Checks {
     /// Which generation did which step.
     done: BTreeSet<(Generation, Step)>,
     /// The newest generation whose workers agreed, who they are, and when it was spoken.
-    agreed: Option<(Generation, Vec<ProcessId>, Now)>,
+    agreed: Option<Agreed>,
     /// Steps that the ledger can't know the doer of: a checkpoint alone tells of them.
     pub(super) unheard: BTreeSet<u64>,
     /// Copies of a newer state.
@@ -125,40 +134,35 @@ impl Checks {
 
     /// Invariant 4, from one generation to the next: whoever took part in the one before, and was
     /// not struck itself, brings along what it holds.
-    pub(super) fn survived(&mut self, generation: Generation, from: Step, workers: &[Worker]) {
-        let Some((before, processes, spoken_at)) = &self.agreed else {
+    pub(super) fn followed(&mut self, next: Agreed, workers: &[Worker]) {
+        let Some(last) = &self.agreed else {
+            self.agreed = Some(next);
             return;
         };
-        if *before >= generation {
+        if last.generation >= next.generation {
             return;
         }
-        for process in processes {
+        for process in &last.processes {
             let worker = &workers[*process];
-            let struck = worker.disturbed_at.is_some_and(|at| at >= *spoken_at);
+            let struck = worker.disturbed_at.is_some_and(|at| at >= last.spoken_at);
             let held = worker.thread.state.step;
-            if worker.is_running() && !struck && held > from {
+            if worker.is_running() && !struck && held > next.from {
                 let why = format!(
-                    "nothing committed is lost: generation {generation} goes on from step {from}, \
-                     and process {process} of generation {before}, which nothing has struck, \
-                     holds {held}"
+                    "nothing committed is lost: generation {} goes on from step {}, and process \
+                     {process} of generation {}, which nothing has struck, holds {held}",
+                    next.generation, next.from, last.generation
                 );
                 self.failure.get_or_insert(why);
                 return;
             }
         }
-    }
-
-    /// The generation that the next one is measured by.
-    pub(super) fn followed(
-        &mut self,
-        generation: Generation,
-        processes: Vec<ProcessId>,
-        spoken_at: Now,
-    ) {
-        let newest = self.agreed.as_ref().map(|(newest, ..)| *newest);
-        if newest.is_none_or(|newest| newest < generation) {
-            self.agreed = Some((generation, processes, spoken_at));
+        // A state that was away may come back, and be newer than what went on without it.
+        for step in last.from.0..next.from.0 {
+            if !self.done.contains(&(last.generation, Step(step))) {
+                self.unheard.insert(step);
+            }
         }
+        self.agreed = Some(next);
     }
 
     pub(super) fn stepped(&mut self, generation: Generation, from: Step) {
@@ -215,7 +219,13 @@ impl Checks {
     /// Invariant 2, in the ledger: every replica's part of every step is booked once, on a
     /// generation that has done that step.
     pub(super) fn concluded(&mut self, job: &Job, ledger: &Ledger, workers: &[Worker]) {
-        if let Some((generation, processes, spoken_at)) = &self.agreed {
+        if let Some(Agreed {
+            generation,
+            processes,
+            spoken_at,
+            ..
+        }) = &self.agreed
+        {
             for process in processes {
                 let worker = &workers[*process];
                 let struck = worker.disturbed_at.is_some_and(|at| at >= *spoken_at);

@@ -3,6 +3,7 @@
 //! What it computes is one number a state ([`State`]); all that the machines depend on is as in
 //! `worker::training`.
 
+use super::checks::Agreed;
 use super::collective::{Group, Part};
 use super::job::State;
 use super::worker::{Input, ProcessId, process};
@@ -417,8 +418,13 @@ impl World {
         let generation = self.thread(process).run().assignment.generation;
         let held = parts.iter().map(|part| part.state.step);
         self.checks.agreed(generation, from, held.chain(saved));
-        self.checks.survived(generation, from, &self.workers);
-        self.checks.followed(generation, processes, spoken_at);
+        let agreed = Agreed {
+            generation,
+            from,
+            processes,
+            spoken_at,
+        };
+        self.checks.followed(agreed, &self.workers);
     }
 
     fn read(&mut self, process: ProcessId) {

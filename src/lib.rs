@@ -60,6 +60,8 @@ pub mod random;
 pub mod sample;
 pub mod session;
 pub mod signals;
+#[cfg(test)]
+mod simulation;
 pub mod telemetry;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -127,9 +127,12 @@ pub enum Action {
     SayFormed(Generation, Step, Forming),
     /// Raise the pause flag of this generation.
     RaisePause(Generation),
-    /// Raise the stop flag.
-    RaiseStop,
-    /// Raise the leaving flag.
+    /// Raise the stop flag of this generation: whoever comes late from a job that was stopped must
+    /// not stop it again, once it goes on.
+    RaiseStop(Generation),
+    /// Raise the leaving flag of this generation: the job is drained.
+    RaiseDrain(Generation),
+    /// Raise the leaving flag, for good: this worker was told to go.
     RaiseLeaving,
     /// Tell the coordinator that this worker was told to go.
     SayLeaving(Generation),
@@ -403,11 +406,13 @@ impl Session {
             }
             Event::Hold(generation, reason) => self.hold(generation, reason, now, &mut actions),
             Event::Release if self.leaving.is_some() => self.exit(Exit::Left, &mut actions),
-            Event::Stop { drain } => actions.push(if drain {
-                Action::RaiseLeaving
-            } else {
-                Action::RaiseStop
-            }),
+            Event::Stop { drain } => {
+                // At rest it sees no flag; the coordinator closes with another generation.
+                actions.extend(self.within().map(|generation| match drain {
+                    true => Action::RaiseDrain(generation),
+                    false => Action::RaiseStop(generation),
+                }));
+            }
             Event::Ended { outcome, good } => {
                 let exit = match &self.work {
                     Work::Finishing(farewell) => exit_of(&farewell.finish),

@@ -246,13 +246,7 @@ impl Membership {
         self.from = None;
         self.enter(Phase::Running, now);
         actions.extend([
-            // Whatever the coordinator of before had not booked.
-            Action::Persist(Record::Assigned {
-                generation: self.generation,
-                seats: Arc::clone(&self.seats),
-                epochs: self.assigned.clone(),
-                from: self.reached,
-            }),
+            self.book(self.reached, self.assigned.start),
             Action::Persist(Record::Event(
                 EventKind::Resumed,
                 format!(

@@ -335,16 +335,23 @@ impl Membership {
                 Action::Persist(Record::Event(EventKind::Rewound, told)),
             ]);
         }
-        actions.push(Action::Persist(Record::Assigned {
-            generation: self.generation,
-            seats: Arc::clone(&self.seats),
-            epochs: self.assigned.clone(),
-            from,
-        }));
+        actions.push(self.book(from, self.assigned.start));
         if from > self.reached {
             self.reached = from;
             actions.push(Action::Persist(Record::Reached(from)));
         }
+    }
+
+    /// Books what the generation's workers were given of the epochs from `start` on, and what those
+    /// before them were given that is not booked yet.
+    pub(super) fn book(&mut self, from: Step, start: u64) -> Action {
+        let start = start.min(std::mem::replace(&mut self.booked, self.assigned.end));
+        Action::Persist(Record::Assigned {
+            generation: self.generation,
+            seats: Arc::clone(&self.seats),
+            epochs: start..self.assigned.end,
+            from,
+        })
     }
 
     pub(super) fn await_formed(&mut self, now: Now, actions: &mut Vec<Action>) {

@@ -46,6 +46,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Steps that are handed out ahead, unless somebody wants to see what happens when they run out.
+const LOOKAHEAD_STEPS: u64 = 1000;
+
 /// What the ledger knows when a coordinator begins.
 #[derive(Clone, Debug, Default)]
 pub struct Past {
@@ -82,6 +85,12 @@ pub struct Membership {
     reached: Step,
     /// The epochs that were handed out.
     assigned: Range<u64>,
+    /// The epochs before this one are booked. Those that were handed out may not be, if nobody has
+    /// said that the generation had formed.
+    booked: u64,
+    /// Steps that are handed out ahead, at least: what workers live on while no coordinator is
+    /// there.
+    lookahead: u64,
     /// Why the next generation is formed, while it can't be.
     cause: Cause,
     /// What has gone wrong with the present generation.
@@ -114,6 +123,11 @@ pub(crate) struct Bugs {
 impl Membership {
     /// A machine that gathers workers, or waits for those of before to come back.
     pub fn new(rules: Rules, past: Past, now: Now) -> Self {
+        Self::with_lookahead(rules, past, LOOKAHEAD_STEPS, now)
+    }
+
+    /// One that hands out so many steps ahead.
+    pub(crate) fn with_lookahead(rules: Rules, past: Past, lookahead: u64, now: Now) -> Self {
         let Past {
             generation,
             seats,
@@ -133,6 +147,8 @@ impl Membership {
             reached: reached.max(saved),
             checkpoint,
             assigned: 0..0,
+            booked: reached.0 / rules.steps_per_epoch,
+            lookahead,
             cause: Cause::Start,
             trouble: Trouble::default(),
             clock: None,
@@ -403,7 +419,7 @@ impl Membership {
         // Invariant 3: what an older generation says has no effect.
         if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
-            // Who never had a seat may still say that it can't go on.
+            // Who has no seat may still say that it can't go on.
             let failed = matches!(word, Word::Finished(.., Finish::Failed(_)));
             let unfit = failed && member.seat.is_none();
             if !(present || unfit || accepts_stale) {

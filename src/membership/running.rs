@@ -10,9 +10,6 @@ use crate::ids::{Step, WorkerId};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Steps that are handed out ahead, at least: what workers live on while no coordinator is there.
-const LOOKAHEAD_STEPS: u64 = 1000;
-
 /// Epochs that are handed out ahead, at least.
 const LOOKAHEAD_EPOCHS: u64 = 2;
 
@@ -64,7 +61,7 @@ impl Membership {
     /// One past the last epoch that should be handed out when `step` is reached.
     pub(super) fn horizon(&self, step: Step) -> u64 {
         let a_pass = self.rules.steps_per_epoch;
-        let ahead = (LOOKAHEAD_EPOCHS * a_pass).max(LOOKAHEAD_STEPS);
+        let ahead = (LOOKAHEAD_EPOCHS * a_pass).max(self.lookahead);
         let until = step.0.saturating_add(ahead).min(self.rules.total_steps);
         until.div_ceil(a_pass)
     }
@@ -100,12 +97,7 @@ impl Membership {
         let epochs = self.assigned.end..horizon;
         self.assigned.end = horizon;
         let generation = self.generation;
-        actions.push(Action::Persist(Record::Assigned {
-            generation,
-            seats: Arc::clone(&self.seats),
-            epochs: epochs.clone(),
-            from: step,
-        }));
+        actions.push(self.book(step, epochs.start));
         for seat in self.seats.iter() {
             let work = Order::Work {
                 generation,

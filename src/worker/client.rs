@@ -66,7 +66,7 @@ pub(super) async fn session(
                     Err(status) => {
                         break FromSession::Closed(format!(
                             "the session with the coordinator broke: {}",
-                            status.message()
+                            account(&status)
                         ));
                     }
                 }
@@ -96,7 +96,15 @@ async fn open(endpoint: Endpoint) -> Result<Session, String> {
     Ok((outbox, reply.into_inner()))
 }
 
-/// tonic wraps the operating system's word twice.
+/// What a broken session says of itself.
+fn account(status: &tonic::Status) -> String {
+    match status.source() {
+        Some(source) => innermost(source),
+        None => status.message().to_owned(),
+    }
+}
+
+/// tonic wraps the operating system's word several times.
 fn innermost(error: &dyn Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

@@ -121,6 +121,7 @@ pub async fn run(options: Options) -> Result<Exit, WorkerError> {
         channels,
         attempt: 0,
         dialling: None,
+        unreachable: None,
         outbox: Outbox::default(),
         orders: Arc::default(),
         pulse: Arc::default(),
@@ -156,6 +157,8 @@ struct Worker {
     /// Counts attempts to have a session. What an earlier one still reports is past.
     attempt: u64,
     dialling: Option<AbortHandle>,
+    /// Why the coordinator could not be reached, as it was logged.
+    unreachable: Option<String>,
     outbox: Outbox,
     orders: Arc<Orders>,
     pulse: Arc<Pulse>,
@@ -277,11 +280,16 @@ impl Worker {
     fn came(&mut self, came: FromSession, command: &mut Option<Command>) -> Event {
         match came {
             FromSession::Opened(session) => {
+                self.unreachable = None;
                 self.outbox.open(session);
                 Event::Connected
             }
             FromSession::Unreachable(error) => {
-                tracing::info!("can't reach the coordinator yet: {error}");
+                // It is tried again every few seconds; once is enough for people.
+                if self.unreachable.as_ref() != Some(&error) {
+                    tracing::info!("can't reach the coordinator yet: {error}");
+                    self.unreachable = Some(error.clone());
+                }
                 Event::Unreachable(error)
             }
             FromSession::Closed(why) => {

@@ -258,7 +258,7 @@ mod tests {
             assignment(message).unwrap_err()
         };
         assert_eq!(
-            spoilt(|m| drop(m.secret.pop())),
+            spoilt(|m| m.secret.truncate(31)),
             Malformed::Secret(31),
             "a secret that is too short"
         );

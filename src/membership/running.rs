@@ -7,7 +7,6 @@ use super::words::{
 };
 use super::{Membership, name};
 use crate::ids::{Step, WorkerId};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Epochs that are handed out ahead, at least.

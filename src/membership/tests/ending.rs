@@ -326,3 +326,37 @@ fn after_all_have_left_a_stop_ends_the_job_where_it_is_saved() {
     let actions = job.event(stop());
     assert_eq!(outcome(&actions), Some(&Outcome::Stopped(Step(10))));
 }
+
+/// What an earlier leader saved is not the last checkpoint.
+#[test]
+fn each_generation_saves_its_own_last_state() {
+    let mut job = Job::running(elastic(1, 2), 1);
+    job.leaves(1);
+    job.saved(1, 12);
+    job.finished(1, 12, Finish::Left);
+    for id in [2, 3] {
+        job.hello(id);
+    }
+    job.ready(2, 0);
+    job.ready(3, 0);
+    job.formed(&[2], 12);
+    job.paused(&[2], 12);
+    job.formed(&[2, 3], 12);
+    assert_eq!(*job.phase(), Phase::Running);
+    job.finished(3, 5000, Finish::Complete);
+    let actions = job.lost(2);
+    assert_eq!(
+        (told(&actions), outcome(&actions)),
+        (vec![(3, "form")], None)
+    );
+}
+
+/// The pause's flag was seen before the stop's.
+#[test]
+fn a_stop_that_comes_after_a_pause_still_ends_the_job() {
+    let mut job = Job::running(rules(2), 2);
+    job.event(stop());
+    assert_eq!(told(&job.paused(&[1], 12)), []);
+    let actions = job.paused(&[2], 12);
+    assert_eq!(told(&actions), [(1, "close"), (2, "close")]);
+}

@@ -7,8 +7,13 @@ use proptest::prelude::*;
 /// Something that happens to some worker.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
+    /// Everybody does what it is expected to do next.
+    Obey,
     Hello,
-    Back { older: bool, within: bool },
+    Back {
+        older: bool,
+        within: bool,
+    },
     Ready,
     Formed,
     Progress,
@@ -26,6 +31,7 @@ enum Deed {
 
 fn deeds() -> impl Strategy<Value = Deed> {
     prop_oneof![
+        12 => Just(Deed::Obey),
         4 => Just(Deed::Hello),
         1 => any::<(bool, bool)>().prop_map(|(older, within)| Deed::Back { older, within }),
         6 => Just(Deed::Ready),
@@ -54,6 +60,10 @@ fn happens(job: &mut Job, id: u64, stale: bool, deed: Deed) {
     let from = job.from.unwrap_or(job.reached());
     let step = Step(job.reached().0 + 1);
     let word = match deed {
+        Deed::Obey => {
+            obey(job, step);
+            return;
+        }
         Deed::Hello => Word::Hello(facts(id), Standing::default()),
         Deed::Back { older, within } => {
             let generation = Generation(generation.0.saturating_sub(u64::from(older)));
@@ -100,6 +110,43 @@ fn happens(job: &mut Job, id: u64, stale: bool, deed: Deed) {
         }
     };
     job.say(id, word);
+}
+
+fn obey(job: &mut Job, step: Step) {
+    for id in 1..4 {
+        let state = job.members().get(&WorkerId(id)).map(|member| member.state);
+        let from = job.from.unwrap_or(job.reached()).0;
+        match (state, job.phase()) {
+            (None, Phase::Recovering) | (Some(MemberState::Absent), _) => {
+                job.back(id, job.generation().0, true, from);
+            }
+            (None, _) => {
+                job.hello(id);
+            }
+            (Some(MemberState::Preparing | MemberState::Holding), _) => {
+                job.ready(id, 0);
+            }
+            (Some(MemberState::Forming), _) => {
+                job.formed(&[id], from);
+            }
+            (Some(MemberState::Training), Phase::Pausing(_)) => {
+                job.paused(&[id], step.0);
+            }
+            (Some(MemberState::Training), Phase::Stopping) => {
+                let stopped = job.closing() == Some(Some(Close::Stopped));
+                let finish = if stopped {
+                    Finish::Stopped
+                } else {
+                    Finish::Left
+                };
+                job.finished(id, step.0, finish);
+            }
+            (Some(MemberState::Training), Phase::Running) => {
+                job.progress(id, step.0);
+            }
+            _ => {}
+        }
+    }
 }
 
 /// What holds whatever has happened.

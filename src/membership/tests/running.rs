@@ -96,7 +96,10 @@ fn a_silent_spare_is_forgotten_and_nobody_else_notices() {
 #[test]
 fn while_the_coordinator_slept_nobody_was_silent() {
     let mut job = Job::running(elastic(2, 2), 2);
+    job.timeout();
+    assert_eq!(job.next_deadline(), Some(at(110)));
     job.slept(at(60));
+    assert_eq!(job.next_deadline(), Some(at(170)));
     assert!(job.after(61).timeout().is_empty());
     assert_eq!(job.next_deadline(), Some(at(170)));
     assert_eq!(*job.phase(), Phase::Running);

@@ -221,3 +221,23 @@ fn a_refusal_ends_the_worker_and_says_whether_to_come_back() {
     let code = |event| exit(&waiting().handle(event, at(5))).code();
     assert_eq!((code(refused(true)), code(refused(false))), (78, 1));
 }
+
+/// Invariant 7: a coordinator that accepts and hangs up is still one that can't be reached.
+#[test]
+fn a_coordinator_that_hangs_up_at_once_is_not_tried_for_ever() {
+    let mut session = waiting();
+    let mut now = at(10);
+    session.handle(disconnected(), now);
+    let actions = loop {
+        now = session.next_deadline().expect("a deadline");
+        assert!(now <= at(40));
+        let actions = session.handle_timeout(now);
+        if actions != [Action::Connect] {
+            break actions;
+        }
+        session.handle(Event::Connected, now);
+        session.handle(disconnected(), now);
+    };
+    assert!(matches!(exit(&actions), Exit::Failed(_)));
+    assert_eq!(now, at(40));
+}

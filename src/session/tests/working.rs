@@ -341,3 +341,21 @@ fn a_signal_while_it_finishes_changes_nothing() {
     let actions = session.handle(Event::Acknowledged, at(6));
     assert_eq!(exit(&actions), &Exit::Done);
 }
+
+/// Its deadline is for being let go, not for what it does before.
+#[test]
+fn a_farewell_begins_when_there_is_nothing_left_to_do() {
+    let rests = [
+        Event::Paused(GEN, Step(7)),
+        Event::Hold(GEN, "a death".to_owned()),
+    ];
+    for rest in rests {
+        let mut session = training();
+        session.handle(Event::Terminate, at(5));
+        session.handle_timeout(at(30));
+        session.handle(rest, at(30));
+        session.handle_timeout(at(39));
+        let actions = session.handle_timeout(at(40));
+        assert_eq!(exit(&actions), &Exit::Left);
+    }
+}

@@ -211,6 +211,7 @@ impl Membership {
         drop(dealt);
         self.seats = Arc::from(seats);
         self.from = None;
+        self.before = self.reached;
         self.saved = false;
         self.trouble.broken = None;
         self.trouble.accused.clear();
@@ -324,7 +325,8 @@ impl Membership {
     /// The generation's workers have agreed on the state that they go on from.
     fn agreed(&mut self, from: Step, actions: &mut Vec<Action>) {
         self.from = Some(from);
-        if from < self.reached {
+        // If more than that has been reached meanwhile, then by this generation.
+        if from < self.reached && self.reached == self.before {
             let told = format!("from step {} to {from}", self.reached);
             self.reached = from;
             for member in self.members.values_mut() {
@@ -345,7 +347,10 @@ impl Membership {
     /// Books what the generation's workers were given of the epochs from `start` on, and what those
     /// before them were given that is not booked yet.
     pub(super) fn book(&mut self, from: Step, start: u64) -> Action {
-        let start = start.min(std::mem::replace(&mut self.booked, self.assigned.end));
+        let booked = std::mem::replace(&mut self.booked, self.assigned.end);
+        // The first that is heard of a generation may be what it has reached.
+        let first = self.from.is_none().then_some(self.assigned.start);
+        let start = first.unwrap_or(start).min(booked);
         Action::Persist(Record::Assigned {
             generation: self.generation,
             seats: Arc::clone(&self.seats),

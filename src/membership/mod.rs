@@ -78,6 +78,8 @@ pub struct Membership {
     seats: Arc<[Seat]>,
     /// The state that its workers agreed on, once they have.
     from: Option<Step>,
+    /// What had been reached when it was spoken.
+    before: Step,
     /// A generation has been formed, in this coordinator's life or before.
     begun: bool,
     checkpoint: Option<CheckpointRecord>,
@@ -143,6 +145,7 @@ impl Membership {
             heard: generation,
             seats: Arc::from([]),
             from: None,
+            before: reached.max(saved),
             begun: false,
             reached: reached.max(saved),
             checkpoint,

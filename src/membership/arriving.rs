@@ -238,7 +238,7 @@ impl Membership {
             self.regroup(Cause::CoordinatorRestart, now, actions);
             return;
         }
-        self.from = Some(self.reached);
+        // From where it goes on is not known, if it was just forming: then somebody will say so.
         self.enter(Phase::Running, now);
         actions.extend([
             self.book(self.reached, self.assigned.start),

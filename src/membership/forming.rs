@@ -348,9 +348,7 @@ impl Membership {
     /// before them were given that is not booked yet.
     pub(super) fn book(&mut self, from: Step, start: u64) -> Action {
         let booked = std::mem::replace(&mut self.booked, self.assigned.end);
-        // The first that is heard of a generation may be what it has reached.
-        let first = self.from.is_none().then_some(self.assigned.start);
-        let start = first.unwrap_or(start).min(booked);
+        let start = start.min(booked).min(from.0 / self.rules.steps_per_epoch);
         Action::Persist(Record::Assigned {
             generation: self.generation,
             seats: Arc::clone(&self.seats),

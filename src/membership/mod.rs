@@ -285,6 +285,8 @@ impl Membership {
         let length = match self.phase {
             Phase::Gathering => self.rules.join,
             Phase::Recovering => self.rules.heartbeat,
+            // It is broken, and followed by another once that is explained.
+            Phase::Forming if self.trouble.explained_by().is_some() => return None,
             // The workers' own deadline comes first, and says more.
             Phase::Forming => self.rules.form + self.rules.form / 4,
             Phase::Pausing(_) => self.rules.pause,
@@ -315,10 +317,18 @@ impl Membership {
     /// Gives up who has shown no sign of life.
     fn lapse(&mut self, now: Now, actions: &mut Vec<Action>) {
         let heartbeat = self.rules.heartbeat;
+        // An absent member's own deadline is the phase's; one that has finished may be gone, once
+        // all it did is safe.
+        let saved = self.saved;
+        let watched = |member: &&Member| match member.state {
+            MemberState::Absent => false,
+            MemberState::Finished => !saved,
+            _ => true,
+        };
         let silent: Vec<WorkerId> = self
             .members
             .iter()
-            .filter(|(_, m)| m.state != MemberState::Absent && now >= m.seen_at + heartbeat)
+            .filter(|(_, member)| watched(member) && now >= member.seen_at + heartbeat)
             .map(|(worker, _)| *worker)
             .collect();
         let why = format!(
@@ -326,10 +336,8 @@ impl Membership {
             humantime::format_duration(heartbeat)
         );
         self.give_up(silent, &why, now, actions);
-        // An absent member's own deadline is the phase's.
-        let present = self.members.values();
-        let present = present.filter(|member| member.state != MemberState::Absent);
-        let oldest = present.map(|member| member.seen_at).min();
+        let oldest = self.members.values().filter(watched);
+        let oldest = oldest.map(|member| member.seen_at).min();
         self.lapse_at = oldest.unwrap_or(now) + heartbeat;
     }
 

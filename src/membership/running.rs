@@ -90,6 +90,10 @@ impl Membership {
         }
         self.reached = step;
         actions.push(Action::Persist(Record::Reached(step)));
+        if self.booked < self.assigned.end {
+            // It is the first that is heard of this generation.
+            actions.push(self.book(self.from.unwrap_or(step), self.assigned.start));
+        }
         let horizon = self.horizon(step);
         if horizon <= self.assigned.end {
             return;

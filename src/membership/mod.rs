@@ -106,6 +106,10 @@ pub struct Membership {
     saved: bool,
     /// No lease ends before: renewing one costs nothing.
     lapse_at: Now,
+    /// The processes of the newest generation that agreed on a state: who holds the newest one.
+    holders: Vec<String>,
+    /// So long one of them whose session broke may come back before the job goes on from less.
+    awaited_until: Option<Now>,
     /// When the first bar is lifted.
     unbar_at: Option<Now>,
     #[cfg(test)]
@@ -159,6 +163,8 @@ impl Membership {
             ending: None,
             saved: false,
             lapse_at: now,
+            holders: Vec::new(),
+            awaited_until: None,
             unbar_at: None,
             #[cfg(test)]
             bugs: Bugs::default(),
@@ -276,6 +282,7 @@ impl Membership {
             self.phase_deadline(),
             self.trouble.explained_by(),
             lapse,
+            self.awaited_until,
             self.unbar_at,
         ];
         times.into_iter().flatten().min()
@@ -304,6 +311,9 @@ impl Membership {
         }
         if now >= self.lapse_at {
             self.lapse(now, &mut actions);
+        }
+        if self.awaited_until.is_some_and(|at| now >= at) {
+            self.awaited_until = None;
         }
         self.explain(now, &mut actions);
         if self.phase_deadline().is_some_and(|at| now >= at) {
@@ -350,6 +360,9 @@ impl Membership {
         self.since += length;
         self.lapse_at += length;
         self.trouble.slept(length);
+        if let Some(at) = &mut self.awaited_until {
+            *at += length;
+        }
     }
 
     /// The phase has lasted too long.
@@ -434,7 +447,7 @@ impl Membership {
                     self.heartbeat(worker, step, pace, now, actions);
                 }
             }
-            Word::CheckpointWritten(_, checkpoint) => self.checkpoint(checkpoint, actions),
+            Word::CheckpointWritten(_, checkpoint) => self.checkpoint(checkpoint, now, actions),
             Word::CheckpointFailed(_, step, error) => {
                 let told = format!("step {step}, by worker {worker}: {error}");
                 let kind = EventKind::CheckpointFailed;

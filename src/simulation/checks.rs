@@ -259,11 +259,12 @@ impl Checks {
         }
         // Who did what is known if nothing was done twice, and if nothing was done by a generation
         // whose coordinator did not hear that it had formed.
-        let unheard = ledger.generations.iter();
-        let mut unheard = unheard.filter(|(generation, recorded)| {
-            !recorded.heard || recorded.from != self.began.get(generation).copied()
+        let unheard = ledger.generations.iter().any(|(generation, recorded)| {
+            let began = self.began.get(generation).copied();
+            let known = recorded.heard && recorded.from == began;
+            let did = || self.done.iter().any(|(by, _)| by == generation);
+            !known && (recorded.from.is_some() || did())
         });
-        let unheard = unheard.any(|(unheard, _)| self.done.iter().any(|(g, _)| g == unheard));
         let exact = ledger.rewinds == 0 && self.unheard.is_empty() && !unheard;
         let mut wrong = None;
         for step in 0..job.total {

@@ -33,6 +33,7 @@ impl Membership {
             member.seat = Some(seat.clone());
             self.members.insert(seat.worker, member);
         }
+        self.holders = seats.iter().map(|seat| seat.incarnation.clone()).collect();
         self.seats = Arc::from(seats);
         self.cause = Cause::CoordinatorRestart;
         self.enter(Phase::Recovering, now);

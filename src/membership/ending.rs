@@ -228,6 +228,10 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
+        let member = self.members.get(&worker);
+        if member.is_some_and(|member| self.holders.contains(&member.facts.incarnation)) {
+            self.awaited_until = Some(now + self.rules.heartbeat);
+        }
         self.give_up(vec![worker], why, now, actions);
     }
 

@@ -84,11 +84,20 @@ impl Membership {
             self.trouble.over();
             self.first_step(now, actions);
         }
-        if step <= self.reached {
-            return;
+        if step > self.reached {
+            self.reached = step;
+            actions.push(Action::Persist(Record::Reached(step)));
+            self.hand_out(actions);
         }
-        self.reached = step;
-        actions.push(Action::Persist(Record::Reached(step)));
+    }
+
+    /// Hands out more work if there is less than there should be ahead of what is reached.
+    pub(super) fn hand_out(&mut self, actions: &mut Vec<Action>) {
+        let step = self.reached;
+        if self.booked < self.assigned.end {
+            // It is the first that is heard of this generation.
+            actions.push(self.book(self.from.unwrap_or(step), self.assigned.start));
+        }
         let horizon = self.horizon(step);
         if horizon <= self.assigned.end {
             return;
@@ -133,15 +142,19 @@ impl Membership {
         })));
     }
 
-    pub(super) fn checkpoint(&mut self, checkpoint: CheckpointRecord, actions: &mut Vec<Action>) {
+    pub(super) fn checkpoint(
+        &mut self,
+        checkpoint: CheckpointRecord,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        // It may come before the progress that led to it.
+        self.reach(checkpoint.step, now, actions);
         let told = format!("step {} in {}", checkpoint.step, checkpoint.path);
         actions.extend([
-            // It may come before the progress that led to it.
-            Action::Persist(Record::Reached(checkpoint.step)),
             Action::Persist(Record::Checkpoint(checkpoint.clone())),
             Action::Persist(Record::Event(EventKind::Checkpoint, told)),
         ]);
-        self.reached = self.reached.max(checkpoint.step);
         if checkpoint.step >= self.durable() {
             self.checkpoint = Some(checkpoint);
         }

@@ -31,10 +31,15 @@ pub(super) struct Checks {
     accepted: BTreeMap<ProcessId, Generation>,
     /// Which generation did which step.
     done: BTreeSet<(Generation, Step)>,
-    /// The newest generation whose workers agreed, who they are, and when it was spoken.
+    /// From which state each generation went on.
+    began: BTreeMap<Generation, Step>,
+    /// The newest generation whose workers agreed.
     agreed: Option<Agreed>,
     /// Steps that the ledger can't know the doer of: a checkpoint alone tells of them.
     pub(super) unheard: BTreeSet<u64>,
+    /// A coordinator found, when it started, that there was nothing left to do; whoever was still
+    /// there heard no last word.
+    pub(super) found_complete: bool,
     /// Copies of a newer state.
     pub(super) healed: u64,
     /// Words of older generations.
@@ -51,8 +56,10 @@ impl Checks {
             spoken: BTreeMap::new(),
             accepted: BTreeMap::new(),
             done: BTreeSet::new(),
+            began: BTreeMap::new(),
             agreed: None,
             unheard: BTreeSet::new(),
+            found_complete: false,
             healed: 0,
             stale: 0,
             ends: 0,
@@ -135,6 +142,7 @@ impl Checks {
     /// Invariant 4, from one generation to the next: whoever took part in the one before, and was
     /// not struck itself, brings along what it holds.
     pub(super) fn followed(&mut self, next: Agreed, workers: &[Worker]) {
+        self.began.insert(next.generation, next.from);
         let Some(last) = &self.agreed else {
             self.agreed = Some(next);
             return;
@@ -229,7 +237,10 @@ impl Checks {
             for process in processes {
                 let worker = &workers[*process];
                 let struck = worker.disturbed_at.is_some_and(|at| at >= *spoken_at);
-                if !struck && !worker.orders.leaving && matches!(worker.exit, Some(Exit::Failed(_)))
+                if !self.found_complete
+                    && !struck
+                    && !worker.orders.leaving
+                    && matches!(worker.exit, Some(Exit::Failed(_)))
                 {
                     let why = format!(
                         "the right outcome: process {process} of the last generation, {generation}, \
@@ -247,10 +258,13 @@ impl Checks {
             ));
         }
         // Who did what is known if nothing was done twice, and if nothing was done by a generation
-        // whose coordinator died before it heard that it had formed.
-        let unheard = ledger.generations.iter();
-        let mut unheard = unheard.filter(|(_, recorded)| !recorded.heard);
-        let unheard = unheard.any(|(unheard, _)| self.done.iter().any(|(g, _)| g == unheard));
+        // whose coordinator did not hear that it had formed.
+        let unheard = ledger.generations.iter().any(|(generation, recorded)| {
+            let began = self.began.get(generation).copied();
+            let known = recorded.heard && recorded.from == began;
+            let did = || self.done.iter().any(|(by, _)| by == generation);
+            !known && (recorded.from.is_some() || did())
+        });
         let exact = ledger.rewinds == 0 && self.unheard.is_empty() && !unheard;
         let mut wrong = None;
         for step in 0..job.total {

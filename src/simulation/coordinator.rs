@@ -139,6 +139,7 @@ impl World {
                 .insert(checkpoint.step, checkpoint.clone());
             if checkpoint.step.0 >= self.job.total {
                 ledger.reach(checkpoint.step);
+                self.checks.found_complete = true;
                 let complete = Outcome::Complete(checkpoint.step);
                 self.coordinator.outcome = Some(complete);
                 return;

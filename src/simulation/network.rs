@@ -185,6 +185,8 @@ impl World {
     pub(super) fn cut_off(&mut self, process: ProcessId, length: Duration) {
         let worker = &mut self.workers[process];
         worker.cut_off_until = worker.cut_off_until.max(self.now + length);
+        // Its consequences come later, the last when the connection is given up.
+        worker.disturbed_at = Some(worker.cut_off_until + KEEP_ALIVE);
         self.watch(process, &[Side::Worker, Side::Coordinator]);
     }
 

@@ -180,8 +180,11 @@ impl World {
             }
             restless = if self.now > before { 0 } else { restless + 1 };
             if restless > RESTLESS {
-                let why = "every wait ends: a deadline comes again and again at one time";
-                return Err(self.failed(why.to_owned()));
+                let why = format!(
+                    "every wait ends: something comes again and again at one time: {due:?}; {}",
+                    self.coordinator.describe()
+                );
+                return Err(self.failed(why));
             }
             self.check_progress();
         }

@@ -540,6 +540,7 @@ impl World {
             pause: orders.pause == generation,
             leaving: orders.leaving || orders.drain == generation,
             stop: orders.stop == generation,
+            ..Flags::default()
         }
     }
 

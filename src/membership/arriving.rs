@@ -126,7 +126,7 @@ impl Membership {
         };
         member.seen_at = now;
         member.step = member.step.max(standing.step);
-        let resumed = member.seat.is_some() && standing.generation == present;
+        let resumed = member.seat.is_some() && standing.generation == present && standing.within;
         if resumed {
             if member.state == MemberState::Absent {
                 // If it rests it will say so next.

@@ -79,7 +79,7 @@ impl Membership {
             // Whoever is left brings the job to its end, those who are to go among them.
             let able = self.members.iter().filter(|(_, m)| m.is_able(now));
             let able: Vec<WorkerId> = able.map(|(worker, _)| *worker).collect();
-            if !able.is_empty() {
+            if !able.is_empty() && (close.is_some() || self.may_go_on(&able)) {
                 self.form(able, cause, close, now, actions);
                 return;
             }
@@ -141,7 +141,8 @@ impl Membership {
             let why = format!("{cause}; {} workers are needed", self.rules.min);
             actions.push(Action::Send(*worker, Order::Hold(generation, why)));
         }
-        if !held && self.members.values().all(|m| m.step <= self.durable()) {
+        let awaited = self.awaited_until.is_some();
+        if !held && !awaited && self.members.values().all(|m| m.step <= self.durable()) {
             actions.push(Action::Persist(Record::Vacated));
         }
         let paused = format!("{cause}: {}", self.waiting_for());

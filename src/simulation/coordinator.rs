@@ -148,6 +148,7 @@ impl World {
                 return;
             }
         }
+        self.checks.started(ledger);
         let (past, next) = (ledger.past(checkpoint), ledger.worker.next());
         let (reached, rules) = (ledger.reached, self.job.rules(ledger.device.clone()));
         if self.is_traced() {

@@ -97,9 +97,14 @@ impl Membership {
     /// Whether the job may go on with `staying`: not while all who hold the newest state have lost
     /// their sessions just now, but may live. When the lease is over they count as dead.
     fn may_go_on(&self, staying: &[WorkerId]) -> bool {
-        let staying = staying.iter().filter_map(|worker| self.members.get(worker));
-        let mut held = staying.map(|member| &member.facts.incarnation);
-        self.awaited_until.is_none() || held.any(|process| self.holders.contains(process))
+        let mut staying = staying.iter().filter_map(|worker| self.members.get(worker));
+        // Who sits in the generation has seen its last step end, or the one before; of who has come
+        // back it is known what it holds.
+        self.awaited_until.is_none()
+            || staying.any(|member| {
+                let close = member.seat.is_some() || member.step >= self.reached;
+                close && self.holders.contains(&member.facts.incarnation)
+            })
     }
 
     /// Whether `staying` hold the newest state, so that those who leave take nothing with them.

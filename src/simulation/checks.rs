@@ -165,7 +165,10 @@ impl Checks {
             let unheard = recorded.is_none_or(|recorded| recorded.from.is_none());
             let ended = self.ended_at >= last.spoken_at;
             let excused = struck || unheard || ended || self.forgotten;
-            if worker.is_running() && !excused && held > next.from {
+            // Whose session broke is taken for dead, and its peers may be one step behind.
+            let unheard = worker.unheard_at.is_some_and(|at| at >= last.spoken_at);
+            let least = if unheard { next.from.next() } else { next.from };
+            if worker.is_running() && !excused && held > least {
                 let why = format!(
                     "nothing committed is lost: generation {} goes on from step {}, and process \
                      {process} of generation {}, which nothing has struck, holds {held}",

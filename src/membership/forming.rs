@@ -79,7 +79,7 @@ impl Membership {
             // Whoever is left brings the job to its end, those who are to go among them.
             let able = self.members.iter().filter(|(_, m)| m.is_able(now));
             let able: Vec<WorkerId> = able.map(|(worker, _)| *worker).collect();
-            if !able.is_empty() {
+            if !able.is_empty() && (close.is_some() || self.may_go_on(&able)) {
                 self.form(able, cause, close, now, actions);
                 return;
             }
@@ -97,9 +97,14 @@ impl Membership {
     /// Whether the job may go on with `staying`: not while all who hold the newest state have lost
     /// their sessions just now, but may live. When the lease is over they count as dead.
     fn may_go_on(&self, staying: &[WorkerId]) -> bool {
-        let staying = staying.iter().filter_map(|worker| self.members.get(worker));
-        let mut held = staying.map(|member| &member.facts.incarnation);
-        self.awaited_until.is_none() || held.any(|process| self.holders.contains(process))
+        let mut staying = staying.iter().filter_map(|worker| self.members.get(worker));
+        // Who sits in the generation has seen its last step end, or the one before; of who has come
+        // back it is known what it holds.
+        self.awaited_until.is_none()
+            || staying.any(|member| {
+                let close = member.seat.is_some() || member.step >= self.reached;
+                close && self.holders.contains(&member.facts.incarnation)
+            })
     }
 
     /// Whether `staying` hold the newest state, so that those who leave take nothing with them.
@@ -141,7 +146,8 @@ impl Membership {
             let why = format!("{cause}; {} workers are needed", self.rules.min);
             actions.push(Action::Send(*worker, Order::Hold(generation, why)));
         }
-        if !held && self.members.values().all(|m| m.step <= self.durable()) {
+        let awaited = self.awaited_until.is_some();
+        if !held && !awaited && self.members.values().all(|m| m.step <= self.durable()) {
             actions.push(Action::Persist(Record::Vacated));
         }
         let paused = format!("{cause}: {}", self.waiting_for());

@@ -31,6 +31,9 @@ pub(super) struct Checks {
     accepted: BTreeMap<ProcessId, Generation>,
     /// Which generation did which step.
     done: BTreeSet<(Generation, Step)>,
+    /// The coordinator was started again, and knows the members of a newer generation only, which
+    /// never agreed.
+    pub(super) forgotten: bool,
     /// When the job was last ended, to go on later.
     ended_at: Now,
     /// From which state each generation went on.
@@ -58,6 +61,7 @@ impl Checks {
             spoken: BTreeMap::new(),
             accepted: BTreeMap::new(),
             done: BTreeSet::new(),
+            forgotten: false,
             ended_at: Now::ZERO,
             began: BTreeMap::new(),
             agreed: None,
@@ -144,7 +148,7 @@ impl Checks {
 
     /// Invariant 4, from one generation to the next: whoever took part in the one before, and was
     /// not struck itself, brings along what it holds.
-    pub(super) fn followed(&mut self, next: Agreed, workers: &[Worker]) {
+    pub(super) fn followed(&mut self, next: Agreed, workers: &[Worker], ledger: &Ledger) {
         self.began.insert(next.generation, next.from);
         let Some(last) = &self.agreed else {
             self.agreed = Some(next);
@@ -157,8 +161,14 @@ impl Checks {
             let worker = &workers[*process];
             let struck = worker.disturbed_at.is_some_and(|at| at >= last.spoken_at);
             let held = worker.thread.state.step;
+            let recorded = ledger.generations.get(&last.generation);
+            let unheard = recorded.is_none_or(|recorded| recorded.from.is_none());
             let ended = self.ended_at >= last.spoken_at;
-            if worker.is_running() && !struck && !ended && held > next.from {
+            let excused = struck || unheard || ended || self.forgotten;
+            // Whose session broke is taken for dead, and its peers may be one step behind.
+            let unheard = worker.unheard_at.is_some_and(|at| at >= last.spoken_at);
+            let least = if unheard { next.from.next() } else { next.from };
+            if worker.is_running() && !excused && held > least {
                 let why = format!(
                     "nothing committed is lost: generation {} goes on from step {}, and process \
                      {process} of generation {}, which nothing has struck, holds {held}",
@@ -175,6 +185,14 @@ impl Checks {
             }
         }
         self.agreed = Some(next);
+        self.forgotten = false;
+    }
+
+    /// A coordinator is started.
+    pub(super) fn started(&mut self, ledger: &Ledger) {
+        let newest = ledger.generations.last_key_value();
+        let agreed = self.agreed.as_ref().map(|agreed| &agreed.generation);
+        self.forgotten |= newest.map(|(generation, _)| generation) > agreed;
     }
 
     pub(super) fn stepped(&mut self, generation: Generation, from: Step) {

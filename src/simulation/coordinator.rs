@@ -148,6 +148,7 @@ impl World {
                 return;
             }
         }
+        self.checks.started(ledger);
         let (past, next) = (ledger.past(checkpoint), ledger.worker.next());
         let (reached, rules) = (ledger.reached, self.job.rules(ledger.device.clone()));
         if self.is_traced() {
@@ -324,7 +325,9 @@ impl World {
         };
         let now = self.now - up.origin;
         // Whatever else is due comes first.
-        up.waiting.extend(up.machine.handle_timeout(now));
+        if up.stalled.is_none() {
+            up.waiting.extend(up.machine.handle_timeout(now));
+        }
         let shown = |machine: &Membership| {
             let member = machine.members().get(&worker);
             let member = member.map(|m| (m.state, m.step, m.seat.clone(), m.leaving));

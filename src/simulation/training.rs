@@ -427,7 +427,8 @@ impl World {
             spoken_at,
         };
         if !closing {
-            self.checks.followed(agreed, &self.workers);
+            let ledger = &self.coordinator.ledger;
+            self.checks.followed(agreed, &self.workers, ledger);
         }
     }
 

@@ -57,6 +57,8 @@ pub(super) struct Worker {
     /// When it went, or was stopped.
     pub(super) halted_at: Option<Now>,
     pub(super) exit: Option<Exit>,
+    /// When it last lost a session.
+    pub(super) unheard_at: Option<Now>,
     pub(super) connection: Option<ConnectionId>,
     /// Nothing gets through to the coordinator before.
     pub(super) cut_off_until: Now,
@@ -111,6 +113,7 @@ impl World {
             life: Life::Running,
             halted_at: None,
             exit: None,
+            unheard_at: None,
             connection: None,
             cut_off_until: Now::ZERO,
             disturbed_at: None,
@@ -238,6 +241,7 @@ impl World {
                     Message::Order(order, life) => self.hear(process, order, life, &mut command),
                     Message::Closed(why) => {
                         worker.connection = None;
+                        worker.unheard_at = Some(self.now);
                         if self.is_opened(connection) {
                             Event::Disconnected(why.to_owned())
                         } else {

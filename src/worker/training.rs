@@ -415,6 +415,7 @@ impl Seat<'_> {
             saver: training.saver.as_mut().filter(|_| leads),
             on_record: training.recorded,
             told: assignment.recorded,
+            reported: None,
             generation,
             total: assignment.total,
             close: assignment.close,

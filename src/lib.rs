@@ -17,7 +17,7 @@
 //! | [`data`] | sources, packed shards, the loader |
 //! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
 //! | [`coordinator`] | drives `membership`: gRPC service, ledger, status, command line |
-//! | [`session`] | PURE: a worker's machine: what it does with what it hears |
+//! | [`session`] | PURE: a worker's machine: what it does with what it hears; who holds the newest state |
 //! | `worker` | drives `session`: gRPC client, training thread, command line |
 //! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
 //! | `objective` | the games: what the two networks minimise |
@@ -31,6 +31,7 @@
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
 //! | [`proto`] | the wire, as `proto/` defines it |
+//! | `faults`, `simulation` | tests: places to die at; the two machines in seeded schedules on a virtual clock |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
 //! `objective`, `data`, `checkpoint` → `plan`, `config`. `coordinator` and `worker` never use each
@@ -60,6 +61,8 @@ pub mod random;
 pub mod sample;
 pub mod session;
 pub mod signals;
+#[cfg(test)]
+mod simulation;
 pub mod telemetry;
 #[cfg(feature = "torch")]
 pub mod torch;

@@ -127,9 +127,12 @@ pub enum Action {
     SayFormed(Generation, Step, Forming),
     /// Raise the pause flag of this generation.
     RaisePause(Generation),
-    /// Raise the stop flag.
-    RaiseStop,
-    /// Raise the leaving flag.
+    /// Raise the stop flag of this generation: whoever comes late from a job that was stopped must
+    /// not stop it again, once it goes on.
+    RaiseStop(Generation),
+    /// Raise the leaving flag of this generation: the job is drained.
+    RaiseDrain(Generation),
+    /// Raise the leaving flag, for good: this worker was told to go.
     RaiseLeaving,
     /// Tell the coordinator that this worker was told to go.
     SayLeaving(Generation),
@@ -403,11 +406,13 @@ impl Session {
             }
             Event::Hold(generation, reason) => self.hold(generation, reason, now, &mut actions),
             Event::Release if self.leaving.is_some() => self.exit(Exit::Left, &mut actions),
-            Event::Stop { drain } => actions.push(if drain {
-                Action::RaiseLeaving
-            } else {
-                Action::RaiseStop
-            }),
+            Event::Stop { drain } => {
+                // At rest it sees no flag; the coordinator closes with another generation.
+                actions.extend(self.within().map(|generation| match drain {
+                    true => Action::RaiseDrain(generation),
+                    false => Action::RaiseStop(generation),
+                }));
+            }
             Event::Ended { outcome, good } => {
                 let exit = match &self.work {
                     Work::Finishing(farewell) => exit_of(&farewell.finish),
@@ -491,6 +496,14 @@ impl Session {
         }
     }
 
+    /// There is nothing left to do without the coordinator: from now on it is waited for.
+    fn begin_to_wait(&mut self, now: Now) {
+        match &mut self.link {
+            Link::Down { since: lost, .. } | Link::Greeting { lost, .. } => *lost = now,
+            Link::Up => {}
+        }
+    }
+
     fn unreachable(&mut self, why: String, since: Now, backoff: Duration, now: Now) {
         self.link = Link::Down {
             since,
@@ -541,7 +554,7 @@ impl Session {
                     actions.push(Action::SayReady(digest));
                 }
             },
-            Work::Finishing(farewell) if terms.resumed => {
+            Work::Finishing(farewell) if terms.resumed || farewell.failed() => {
                 let Farewell {
                     generation, finish, ..
                 } = farewell;
@@ -578,6 +591,16 @@ impl Session {
         if !ready || generation <= self.generation {
             return;
         }
+        if let Work::Finishing(farewell) = &mut self.work
+            && farewell.failed()
+        {
+            // What it had said was of an older generation, and this one waits for it.
+            self.generation = generation;
+            farewell.generation = generation;
+            let finish = farewell.finish.clone();
+            self.say(Action::SayFinished(generation, self.step, finish), actions);
+            return;
+        }
         if self.within().is_some() {
             let superseded = format!("generation {generation} takes its place");
             actions.push(Action::Abort(generation, superseded));
@@ -602,6 +625,7 @@ impl Session {
             Work::Forming(_) | Work::Training(_) => {
                 actions.push(Action::Abort(generation.next(), reason));
             }
+            Work::Finishing(farewell) if farewell.failed() => return,
             Work::Idle(_) | Work::Finishing(_) => {}
             Work::Unprepared | Work::Preparing | Work::Stopped => return,
         }
@@ -623,6 +647,7 @@ impl Session {
             breakage,
         };
         self.say(rest.word(self.step), actions);
+        self.begin_to_wait(now);
         self.work = Work::Idle(Some(rest));
         if self.leaving.is_some() {
             self.leaving = Some(now + FAREWELL);
@@ -651,6 +676,7 @@ impl Session {
             Action::SayFinished(generation, step, finish.clone()),
             actions,
         );
+        self.begin_to_wait(now);
         self.work = Work::Finishing(Farewell {
             since: now,
             generation,
@@ -693,6 +719,12 @@ impl Link {
             backoff: BACKOFF_MIN,
             why,
         }
+    }
+}
+
+impl Farewell {
+    fn failed(&self) -> bool {
+        matches!(self.finish, Finish::Failed(_))
     }
 }
 

@@ -13,12 +13,10 @@ impl Membership {
     /// The workers that a coordinator before this one knew go on with what they were told. They
     /// are given time to come back before they are taken for dead.
     pub(super) fn expect_back(&mut self, seats: Vec<Seat>, now: Now) {
-        if self.generation.0 > 0 {
-            self.begun = true;
-        }
         if seats.is_empty() {
             return;
         }
+        self.begun = true;
         let first = self.reached.0 / self.rules.steps_per_epoch;
         self.assigned = first..self.horizon(self.reached);
         for seat in &seats {
@@ -35,6 +33,7 @@ impl Membership {
             member.seat = Some(seat.clone());
             self.members.insert(seat.worker, member);
         }
+        self.holders = seats.iter().map(|seat| seat.incarnation.clone()).collect();
         self.seats = Arc::from(seats);
         self.cause = Cause::CoordinatorRestart;
         self.enter(Phase::Recovering, now);
@@ -248,13 +247,7 @@ impl Membership {
         self.from = None;
         self.enter(Phase::Running, now);
         actions.extend([
-            // Whatever the coordinator of before had not booked.
-            Action::Persist(Record::Assigned {
-                generation: self.generation,
-                seats: Arc::clone(&self.seats),
-                epochs: self.assigned.clone(),
-                from: self.reached,
-            }),
+            self.book(self.reached, self.assigned.start),
             Action::Persist(Record::Event(
                 EventKind::Resumed,
                 format!(

@@ -135,7 +135,9 @@ impl Membership {
                 EventKind::Died,
                 told.clone(),
             )));
+            // If it has been told something else meanwhile it doesn't end: then it comes back, new.
             actions.push(Action::Send(worker, Order::Acknowledged));
+            actions.push(Action::Close(worker));
             let others = self.members.values();
             let mut others = others.filter(|m| m.is_able(now) || m.state == MemberState::Absent);
             if seat.is_some() && others.next().is_none() {
@@ -226,6 +228,10 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
+        let member = self.members.get(&worker);
+        if member.is_some_and(|member| self.holders.contains(&member.facts.incarnation)) {
+            self.awaited_until = Some(now + self.rules.heartbeat);
+        }
         self.give_up(vec![worker], why, now, actions);
     }
 

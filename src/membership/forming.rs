@@ -61,9 +61,10 @@ impl Membership {
 
     /// Begins a generation if there are enough workers.
     pub(super) fn gather(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let enough = self.staying(now).len() >= self.needed() as usize;
+        let staying = self.staying(now);
+        let enough = staying.len() >= self.needed() as usize && self.may_go_on(&staying);
         if enough && self.ending.is_none() {
-            self.form(self.staying(now), self.cause, None, now, actions);
+            self.form(staying, self.cause, None, now, actions);
         } else {
             self.release(now, actions);
         }
@@ -82,12 +83,23 @@ impl Membership {
                 self.form(able, cause, close, now, actions);
                 return;
             }
-        } else if staying.len() >= self.needed() as usize && self.kept_by(&staying, now) {
+        } else if staying.len() >= self.needed() as usize
+            && self.kept_by(&staying, now)
+            && self.may_go_on(&staying)
+        {
             self.form(staying, cause, None, now, actions);
             self.release(now, actions);
             return;
         }
         self.hold(cause, now, actions);
+    }
+
+    /// Whether the job may go on with `staying`: not while all who hold the newest state have lost
+    /// their sessions just now, but may live. When the lease is over they count as dead.
+    fn may_go_on(&self, staying: &[WorkerId]) -> bool {
+        let staying = staying.iter().filter_map(|worker| self.members.get(worker));
+        let mut held = staying.map(|member| &member.facts.incarnation);
+        self.awaited_until.is_none() || held.any(|process| self.holders.contains(process))
     }
 
     /// Whether `staying` hold the newest state, so that those who leave take nothing with them.
@@ -211,6 +223,7 @@ impl Membership {
         drop(dealt);
         self.seats = Arc::from(seats);
         self.from = None;
+        self.before = self.reached;
         self.saved = false;
         self.trouble.broken = None;
         self.trouble.accused.clear();
@@ -324,7 +337,10 @@ impl Membership {
     /// The generation's workers have agreed on the state that they go on from.
     fn agreed(&mut self, from: Step, actions: &mut Vec<Action>) {
         self.from = Some(from);
-        if from < self.reached {
+        self.holders = self.seats.iter().map(|s| s.incarnation.clone()).collect();
+        self.awaited_until = None;
+        // If more than that has been reached meanwhile, then by this generation.
+        if from < self.reached && self.reached == self.before {
             let told = format!("from step {} to {from}", self.reached);
             self.reached = from;
             for member in self.members.values_mut() {
@@ -335,16 +351,26 @@ impl Membership {
                 Action::Persist(Record::Event(EventKind::Rewound, told)),
             ]);
         }
-        actions.push(Action::Persist(Record::Assigned {
-            generation: self.generation,
-            seats: Arc::clone(&self.seats),
-            epochs: self.assigned.clone(),
-            from,
-        }));
+        actions.push(self.book(from, self.assigned.start));
         if from > self.reached {
             self.reached = from;
             actions.push(Action::Persist(Record::Reached(from)));
         }
+        // Its workers may have been further than was known when it was spoken.
+        self.hand_out(actions);
+    }
+
+    /// Books what the generation's workers were given of the epochs from `start` on, and what those
+    /// before them were given that is not booked yet.
+    pub(super) fn book(&mut self, from: Step, start: u64) -> Action {
+        let booked = std::mem::replace(&mut self.booked, self.assigned.end);
+        let start = start.min(booked).min(from.0 / self.rules.steps_per_epoch);
+        Action::Persist(Record::Assigned {
+            generation: self.generation,
+            seats: Arc::clone(&self.seats),
+            epochs: start..self.assigned.end,
+            from,
+        })
     }
 
     pub(super) fn await_formed(&mut self, now: Now, actions: &mut Vec<Action>) {

@@ -46,6 +46,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Steps that are handed out ahead, unless somebody wants to see what happens when they run out.
+const LOOKAHEAD_STEPS: u64 = 1000;
+
 /// What the ledger knows when a coordinator begins.
 #[derive(Clone, Debug, Default)]
 pub struct Past {
@@ -75,13 +78,21 @@ pub struct Membership {
     seats: Arc<[Seat]>,
     /// The state that its workers agreed on, once they have.
     from: Option<Step>,
-    /// A generation has been formed, in this coordinator's life or before.
+    /// What had been reached when it was spoken.
+    before: Step,
+    /// A generation has been formed in this coordinator's life, or its workers are expected back.
     begun: bool,
     checkpoint: Option<CheckpointRecord>,
     /// The newest state that some worker has reached.
     reached: Step,
     /// The epochs that were handed out.
     assigned: Range<u64>,
+    /// The epochs before this one are booked. Those that were handed out may not be, if nobody has
+    /// said that the generation had formed.
+    booked: u64,
+    /// Steps that are handed out ahead, at least: what workers live on while no coordinator is
+    /// there.
+    lookahead: u64,
     /// Why the next generation is formed, while it can't be.
     cause: Cause,
     /// What has gone wrong with the present generation.
@@ -95,6 +106,10 @@ pub struct Membership {
     saved: bool,
     /// No lease ends before: renewing one costs nothing.
     lapse_at: Now,
+    /// The processes of the newest generation that agreed on a state: who holds the newest one.
+    holders: Vec<String>,
+    /// So long one of them whose session broke may come back before the job goes on from less.
+    awaited_until: Option<Now>,
     /// When the first bar is lifted.
     unbar_at: Option<Now>,
     #[cfg(test)]
@@ -114,6 +129,11 @@ pub(crate) struct Bugs {
 impl Membership {
     /// A machine that gathers workers, or waits for those of before to come back.
     pub fn new(rules: Rules, past: Past, now: Now) -> Self {
+        Self::with_lookahead(rules, past, LOOKAHEAD_STEPS, now)
+    }
+
+    /// One that hands out so many steps ahead.
+    pub(crate) fn with_lookahead(rules: Rules, past: Past, lookahead: u64, now: Now) -> Self {
         let Past {
             generation,
             seats,
@@ -129,10 +149,13 @@ impl Membership {
             heard: generation,
             seats: Arc::from([]),
             from: None,
+            before: reached.max(saved),
             begun: false,
             reached: reached.max(saved),
             checkpoint,
             assigned: 0..0,
+            booked: reached.0 / rules.steps_per_epoch,
+            lookahead,
             cause: Cause::Start,
             trouble: Trouble::default(),
             clock: None,
@@ -140,6 +163,8 @@ impl Membership {
             ending: None,
             saved: false,
             lapse_at: now,
+            holders: Vec::new(),
+            awaited_until: None,
             unbar_at: None,
             #[cfg(test)]
             bugs: Bugs::default(),
@@ -257,6 +282,7 @@ impl Membership {
             self.phase_deadline(),
             self.trouble.explained_by(),
             lapse,
+            self.awaited_until,
             self.unbar_at,
         ];
         times.into_iter().flatten().min()
@@ -266,6 +292,8 @@ impl Membership {
         let length = match self.phase {
             Phase::Gathering => self.rules.join,
             Phase::Recovering => self.rules.heartbeat,
+            // It is broken, and followed by another once that is explained.
+            Phase::Forming if self.trouble.explained_by().is_some() => return None,
             // The workers' own deadline comes first, and says more.
             Phase::Forming => self.rules.form + self.rules.form / 4,
             Phase::Pausing(_) => self.rules.pause,
@@ -284,6 +312,9 @@ impl Membership {
         if now >= self.lapse_at {
             self.lapse(now, &mut actions);
         }
+        if self.awaited_until.is_some_and(|at| now >= at) {
+            self.awaited_until = None;
+        }
         self.explain(now, &mut actions);
         if self.phase_deadline().is_some_and(|at| now >= at) {
             self.overdue(now, &mut actions);
@@ -296,10 +327,18 @@ impl Membership {
     /// Gives up who has shown no sign of life.
     fn lapse(&mut self, now: Now, actions: &mut Vec<Action>) {
         let heartbeat = self.rules.heartbeat;
+        // An absent member's own deadline is the phase's; one that has finished may be gone, once
+        // all it did is safe.
+        let saved = self.saved;
+        let watched = |member: &&Member| match member.state {
+            MemberState::Absent => false,
+            MemberState::Finished => !saved,
+            _ => true,
+        };
         let silent: Vec<WorkerId> = self
             .members
             .iter()
-            .filter(|(_, m)| m.state != MemberState::Absent && now >= m.seen_at + heartbeat)
+            .filter(|(_, member)| watched(member) && now >= member.seen_at + heartbeat)
             .map(|(worker, _)| *worker)
             .collect();
         let why = format!(
@@ -307,10 +346,8 @@ impl Membership {
             humantime::format_duration(heartbeat)
         );
         self.give_up(silent, &why, now, actions);
-        // An absent member's own deadline is the phase's.
-        let present = self.members.values();
-        let present = present.filter(|member| member.state != MemberState::Absent);
-        let oldest = present.map(|member| member.seen_at).min();
+        let oldest = self.members.values().filter(watched);
+        let oldest = oldest.map(|member| member.seen_at).min();
         self.lapse_at = oldest.unwrap_or(now) + heartbeat;
     }
 
@@ -323,6 +360,9 @@ impl Membership {
         self.since += length;
         self.lapse_at += length;
         self.trouble.slept(length);
+        if let Some(at) = &mut self.awaited_until {
+            *at += length;
+        }
     }
 
     /// The phase has lasted too long.
@@ -403,7 +443,7 @@ impl Membership {
         // Invariant 3: what an older generation says has no effect.
         if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
-            // Who never had a seat may still say that it can't go on.
+            // Who has no seat may still say that it can't go on.
             let failed = matches!(word, Word::Finished(.., Finish::Failed(_)));
             let unfit = failed && member.seat.is_none();
             if !(present || unfit || accepts_stale) {
@@ -420,7 +460,7 @@ impl Membership {
                     self.heartbeat(worker, step, pace, now, actions);
                 }
             }
-            Word::CheckpointWritten(_, checkpoint) => self.checkpoint(checkpoint, actions),
+            Word::CheckpointWritten(_, checkpoint) => self.checkpoint(checkpoint, now, actions),
             Word::CheckpointFailed(_, step, error) => {
                 let told = format!("step {step}, by worker {worker}: {error}");
                 let kind = EventKind::CheckpointFailed;

@@ -7,11 +7,7 @@ use super::words::{
 };
 use super::{Membership, name};
 use crate::ids::{Step, WorkerId};
-use std::sync::Arc;
 use std::time::Duration;
-
-/// Steps that are handed out ahead, at least: what workers live on while no coordinator is there.
-const LOOKAHEAD_STEPS: u64 = 1000;
 
 /// Epochs that are handed out ahead, at least.
 const LOOKAHEAD_EPOCHS: u64 = 2;
@@ -64,7 +60,7 @@ impl Membership {
     /// One past the last epoch that should be handed out when `step` is reached.
     pub(super) fn horizon(&self, step: Step) -> u64 {
         let a_pass = self.rules.steps_per_epoch;
-        let ahead = (LOOKAHEAD_EPOCHS * a_pass).max(LOOKAHEAD_STEPS);
+        let ahead = (LOOKAHEAD_EPOCHS * a_pass).max(self.lookahead);
         let until = step.0.saturating_add(ahead).min(self.rules.total_steps);
         until.div_ceil(a_pass)
     }
@@ -88,11 +84,20 @@ impl Membership {
             self.trouble.over();
             self.first_step(now, actions);
         }
-        if step <= self.reached {
-            return;
+        if step > self.reached {
+            self.reached = step;
+            actions.push(Action::Persist(Record::Reached(step)));
+            self.hand_out(actions);
         }
-        self.reached = step;
-        actions.push(Action::Persist(Record::Reached(step)));
+    }
+
+    /// Hands out more work if there is less than there should be ahead of what is reached.
+    pub(super) fn hand_out(&mut self, actions: &mut Vec<Action>) {
+        let step = self.reached;
+        if self.booked < self.assigned.end {
+            // It is the first that is heard of this generation.
+            actions.push(self.book(self.from.unwrap_or(step), self.assigned.start));
+        }
         let horizon = self.horizon(step);
         if horizon <= self.assigned.end {
             return;
@@ -100,12 +105,7 @@ impl Membership {
         let epochs = self.assigned.end..horizon;
         self.assigned.end = horizon;
         let generation = self.generation;
-        actions.push(Action::Persist(Record::Assigned {
-            generation,
-            seats: Arc::clone(&self.seats),
-            epochs: epochs.clone(),
-            from: step,
-        }));
+        actions.push(self.book(step, epochs.start));
         for seat in self.seats.iter() {
             let work = Order::Work {
                 generation,
@@ -142,15 +142,19 @@ impl Membership {
         })));
     }
 
-    pub(super) fn checkpoint(&mut self, checkpoint: CheckpointRecord, actions: &mut Vec<Action>) {
+    pub(super) fn checkpoint(
+        &mut self,
+        checkpoint: CheckpointRecord,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        // It may come before the progress that led to it.
+        self.reach(checkpoint.step, now, actions);
         let told = format!("step {} in {}", checkpoint.step, checkpoint.path);
         actions.extend([
-            // It may come before the progress that led to it.
-            Action::Persist(Record::Reached(checkpoint.step)),
             Action::Persist(Record::Checkpoint(checkpoint.clone())),
             Action::Persist(Record::Event(EventKind::Checkpoint, told)),
         ]);
-        self.reached = self.reached.max(checkpoint.step);
         if checkpoint.step >= self.durable() {
             self.checkpoint = Some(checkpoint);
         }

@@ -84,6 +84,7 @@ fn broken(suspect: Option<u32>) -> Breakage {
 
 /// A machine and the time. Whatever it decides is checked: what is spoken is durable, and no
 /// generation is spoken twice.
+#[derive(Debug)]
 struct Job {
     machine: Membership,
     now: Now,

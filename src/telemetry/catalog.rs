@@ -172,8 +172,6 @@ label! {
 label! {
     /// What has become of a span of the current epoch.
     SpanState("state") {
-        /// Not yet dealt.
-        Pending = "pending",
         /// Dealt to a worker.
         Assigned = "assigned",
         /// In the state of a committed step.

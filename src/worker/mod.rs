@@ -449,8 +449,12 @@ impl Worker {
                     self.orders.raise_pause(generation);
                     self.command(Some(Command::Look));
                 }
-                Action::RaiseStop => {
-                    self.orders.raise_stop();
+                Action::RaiseStop(generation) => {
+                    self.orders.raise_stop(generation);
+                    self.command(Some(Command::Look));
+                }
+                Action::RaiseDrain(generation) => {
+                    self.orders.raise_drain(generation);
                     self.command(Some(Command::Look));
                 }
                 Action::RaiseLeaving => {

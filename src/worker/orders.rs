@@ -11,9 +11,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 #[derive(Default)]
 pub(super) struct Orders {
-    /// Whoever is told to go or to stop is told for good.
+    /// Whoever is told to go is told for good.
     leaving: AtomicBool,
-    stop: AtomicBool,
     save: AtomicBool,
     state: Mutex<State>,
 }
@@ -25,6 +24,9 @@ struct State {
     why: String,
     /// A pause concerns one generation: the next is what it was for.
     pause: Generation,
+    /// So does the end of the job: another coordinator may go on with it.
+    stop: Generation,
+    drain: Generation,
     /// The newest generation that the thread took part in, and what calls its collective off.
     present: (Generation, Abort),
 }
@@ -34,8 +36,14 @@ impl Orders {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
-    pub(super) fn raise_stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+    pub(super) fn raise_stop(&self, generation: Generation) {
+        let mut state = self.state();
+        state.stop = state.stop.max(generation);
+    }
+
+    pub(super) fn raise_drain(&self, generation: Generation) {
+        let mut state = self.state();
+        state.drain = state.drain.max(generation);
     }
 
     /// Should the process end now, what it holds is to be saved.
@@ -85,10 +93,11 @@ impl Orders {
 
     /// This worker's orders in `generation`.
     pub(super) fn flags(&self, generation: Generation) -> Flags {
+        let state = self.state();
         Flags {
-            pause: self.state().pause == generation,
-            leaving: self.leaving.load(Ordering::Relaxed),
-            stop: self.stop.load(Ordering::Relaxed),
+            pause: state.pause == generation,
+            leaving: state.drain == generation || self.leaving.load(Ordering::Relaxed),
+            stop: state.stop == generation,
             ..Flags::default()
         }
     }
@@ -133,14 +142,19 @@ mod tests {
     }
 
     #[test]
-    fn a_pause_is_for_one_generation_and_the_other_flags_are_for_good() {
+    fn who_is_told_to_go_is_told_for_good_and_all_else_is_for_one_generation() {
         let orders = Orders::default();
         orders.raise_pause(Generation(2));
         orders.raise_leaving();
         let second = orders.flags(Generation(2));
         assert!(second.pause && second.leaving && !second.stop);
-        orders.raise_stop();
+        orders.raise_stop(Generation(3));
         let third = orders.flags(Generation(3));
         assert!(!third.pause && third.leaving && third.stop);
+        assert!(!orders.flags(Generation(4)).stop);
+
+        let drained = Orders::default();
+        drained.raise_drain(Generation(3));
+        assert!(drained.flags(Generation(3)).leaving && !drained.flags(Generation(4)).leaving);
     }
 }

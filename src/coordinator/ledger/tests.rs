@@ -87,6 +87,14 @@ fn used(ledger: &Ledger, epoch: u64) -> (Vec<Sample>, Vec<Sample>) {
 }
 
 /// Invariant 2.
+/// The epochs of a range, planned.
+fn plans(plan: &Plan, epochs: &Range<u64>) -> Vec<EpochPlan> {
+    epochs
+        .clone()
+        .map(|epoch| plan.epoch(Epoch(epoch)))
+        .collect()
+}
+
 #[test]
 fn an_epoch_that_is_done_has_each_sample_once() {
     let folder = tempfile::tempdir().unwrap();

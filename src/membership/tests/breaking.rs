@@ -197,3 +197,13 @@ fn a_generation_whose_forming_was_never_said_is_followed_by_another() {
     }
     assert_eq!(told(&job.timeout()), [(1, "form")]);
 }
+
+#[test]
+fn only_the_present_generations_accusations_count() {
+    let mut job = Job::running(elastic(3, 3), 3);
+    let accuse = |rank| [(1, Some(rank)), (2, Some(rank)), (3, Some(rank))];
+    break_off(&mut job, &accuse(1));
+    break_off(&mut job, &accuse(1));
+    break_off(&mut job, &accuse(0));
+    assert_eq!(job.seated(), [2, 3]);
+}

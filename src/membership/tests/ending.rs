@@ -106,7 +106,10 @@ fn a_stop_that_takes_too_long_ends_and_says_who_was_waited_for() {
     }
     let actions = job.timeout();
     let reason = failure(&actions);
-    assert!(reason.contains("worker 2") && reason.contains("to finish"), "{reason}");
+    assert!(
+        reason.contains("worker 2") && reason.contains("to finish"),
+        "{reason}"
+    );
     assert!(!reason.contains("worker 1"), "{reason}");
 }
 
@@ -121,7 +124,11 @@ fn nobody_is_let_go_before_the_last_checkpoint_is_safe() {
     job.saved(1, 5000);
     let actions = job.finished(1, 5000, Finish::Complete);
     assert_eq!(told(&actions).len(), 3);
-    assert!(told(&actions).iter().all(|(_, told)| *told == "acknowledged"));
+    assert!(
+        told(&actions)
+            .iter()
+            .all(|(_, told)| *told == "acknowledged")
+    );
     assert_eq!(outcome(&actions), Some(&Outcome::Complete(Step(5000))));
     assert!(persists(&actions, &Record::Reached(Step(5000))));
     assert_eq!(job.next_deadline(), None);
@@ -242,7 +249,11 @@ fn a_worker_that_cannot_go_on_is_left_out_and_the_last_ends_the_job() {
     let failed = |why: &str| Finish::Failed(why.to_owned());
     let actions = job.finished(1, 10, failed("no memory"));
     assert_eq!(told(&actions), [(1, "acknowledged"), (2, "form")]);
-    assert!(event(&actions, EventKind::Died).unwrap().contains("no memory"));
+    assert!(
+        event(&actions, EventKind::Died)
+            .unwrap()
+            .contains("no memory")
+    );
     job.formed(&[2], 10);
     let actions = job.finished(2, 10, failed("no memory either"));
     assert!(failure(&actions).contains("no memory either"));
@@ -289,8 +300,16 @@ fn a_leaver_that_does_not_finish_is_given_up_and_not_the_job() {
     }
     let actions = job.timeout();
     assert_eq!(outcome(&actions), None);
-    assert!(event(&actions, EventKind::Died).unwrap().contains("worker 1"));
-    assert_eq!(told(&actions), [(2, "hold"), (2, "close")], "it saves instead");
+    assert!(
+        event(&actions, EventKind::Died)
+            .unwrap()
+            .contains("worker 1")
+    );
+    assert_eq!(
+        told(&actions),
+        [(2, "hold"), (2, "close")],
+        "it saves instead"
+    );
     job.formed(&[2], 12);
     job.saved(2, 12);
     job.finished(2, 12, Finish::Left);
@@ -306,4 +325,38 @@ fn after_all_have_left_a_stop_ends_the_job_where_it_is_saved() {
     job.paused(&[1], 10);
     let actions = job.event(stop());
     assert_eq!(outcome(&actions), Some(&Outcome::Stopped(Step(10))));
+}
+
+/// What an earlier leader saved is not the last checkpoint.
+#[test]
+fn each_generation_saves_its_own_last_state() {
+    let mut job = Job::running(elastic(1, 2), 1);
+    job.leaves(1);
+    job.saved(1, 12);
+    job.finished(1, 12, Finish::Left);
+    for id in [2, 3] {
+        job.hello(id);
+    }
+    job.ready(2, 0);
+    job.ready(3, 0);
+    job.formed(&[2], 12);
+    job.paused(&[2], 12);
+    job.formed(&[2, 3], 12);
+    assert_eq!(*job.phase(), Phase::Running);
+    job.finished(3, 5000, Finish::Complete);
+    let actions = job.lost(2);
+    assert_eq!(
+        (told(&actions), outcome(&actions)),
+        (vec![(3, "form")], None)
+    );
+}
+
+/// The pause's flag was seen before the stop's.
+#[test]
+fn a_stop_that_comes_after_a_pause_still_ends_the_job() {
+    let mut job = Job::running(rules(2), 2);
+    job.event(stop());
+    assert_eq!(told(&job.paused(&[1], 12)), []);
+    let actions = job.paused(&[2], 12);
+    assert_eq!(told(&actions), [(1, "close"), (2, "close")]);
 }

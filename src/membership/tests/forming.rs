@@ -309,12 +309,12 @@ fn when_all_die_the_job_goes_on_from_the_checkpoint_and_the_ledger_says_so() {
 /// What a member was once known to hold is no reason to look for it again.
 #[test]
 fn after_a_rewind_nobody_is_taken_to_hold_what_is_lost() {
-    let mut job = Job::running(elastic(2, 2), 2);
-    job.progress(2, 250);
+    let mut job = Job::running(elastic(3, 3), 3);
+    job.progress(3, 250);
     job.lost(1);
     job.formed(&[2], 40);
     assert_eq!(job.reached(), Step(40));
-    assert!(job.members().values().all(|member| member.step == Step(40)));
+    assert!(job.members().values().all(|member| member.step <= Step(40)));
 }
 
 #[test]

@@ -63,7 +63,14 @@ fn when_all_come_back_nothing_has_happened_and_work_is_told_again() {
     assert_eq!(job.reached(), Step(252));
     assert_eq!(cause(&actions), None);
     let booked = records(&actions).into_iter().any(|record| {
-        matches!(record, Record::Assigned { generation: Generation(5), from: Step(252), .. })
+        matches!(
+            record,
+            Record::Assigned {
+                generation: Generation(5),
+                from: Step(252),
+                ..
+            }
+        )
     });
     assert!(booked, "what the coordinator of before had not booked");
     // And it goes on as ever.
@@ -83,7 +90,10 @@ fn whoever_does_not_come_back_in_time_is_taken_for_dead() {
             assert_eq!(told(&actions), [(1, "form"), (3, "form")]);
             assert_eq!(cause(&actions), Some(Cause::CoordinatorRestart));
             let died = event(&actions, EventKind::Died).unwrap();
-            assert!(died.contains("worker 2") && died.contains("come back"), "{died}");
+            assert!(
+                died.contains("worker 2") && died.contains("come back"),
+                "{died}"
+            );
         }
     }
     assert_eq!(job.generation(), Generation(6));
@@ -259,7 +269,11 @@ fn a_pause_that_the_coordinator_of_before_asked_for_is_seen_through() {
         job.back(id, 5, false, 251);
     }
     let (phase, seated) = (job.phase().clone(), job.seated());
-    assert_eq!((phase, seated), (Phase::Forming, vec![1, 2]), "no more than max");
+    assert_eq!(
+        (phase, seated),
+        (Phase::Forming, vec![1, 2]),
+        "no more than max"
+    );
 }
 
 /// The lease of whoever has not come back is the recovery's, not its own.

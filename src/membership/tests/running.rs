@@ -15,7 +15,9 @@ fn work_is_handed_out_ahead_and_never_past_the_end() {
     };
     let (first, second) = (work(0..4, 10..11), work(4..8, 10..11));
     assert_eq!(orders(&actions), [(1, &first), (2, &second)]);
-    let booked = actions.iter().position(|a| matches!(a, Action::Persist(Record::Assigned { .. })));
+    let booked = actions
+        .iter()
+        .position(|a| matches!(a, Action::Persist(Record::Assigned { .. })));
     let spoken = actions.iter().position(|a| matches!(a, Action::Send(..)));
     assert!(booked.unwrap() < spoken.unwrap(), "{actions:?}");
     assert_eq!(told(&job.progress(2, 1)), [], "once");
@@ -38,7 +40,10 @@ fn a_checkpoint_marks_its_step_as_reached_first() {
     let mut job = Job::running(rules(1), 1);
     let actions = job.saved(1, 50);
     assert_eq!(actions[0], Action::Persist(Record::Reached(Step(50))));
-    assert_eq!(actions[1], Action::Persist(Record::Checkpoint(checkpoint(50))));
+    assert_eq!(
+        actions[1],
+        Action::Persist(Record::Checkpoint(checkpoint(50)))
+    );
     assert_eq!(job.reached(), Step(50));
 }
 
@@ -91,7 +96,10 @@ fn a_silent_spare_is_forgotten_and_nobody_else_notices() {
 #[test]
 fn while_the_coordinator_slept_nobody_was_silent() {
     let mut job = Job::running(elastic(2, 2), 2);
+    job.timeout();
+    assert_eq!(job.next_deadline(), Some(at(110)));
     job.slept(at(60));
+    assert_eq!(job.next_deadline(), Some(at(170)));
     assert!(job.after(61).timeout().is_empty());
     assert_eq!(job.next_deadline(), Some(at(170)));
     assert_eq!(*job.phase(), Phase::Running);
@@ -169,7 +177,11 @@ fn a_worker_that_is_slow_for_long_enough_gets_fewer_replicas() {
     assert!(waited >= at(20) && waited <= at(23), "{waited:?}");
     assert_eq!(*job.phase(), Phase::Pausing(Cause::Rebalance));
     let why = event(&actions, EventKind::Rebalanced).unwrap();
-    for part in ["worker 2", "50.0 ms a round: 4 -> 1 replicas", "200.0 -> 70.0 ms"] {
+    for part in [
+        "worker 2",
+        "50.0 ms a round: 4 -> 1 replicas",
+        "200.0 -> 70.0 ms",
+    ] {
         assert!(why.contains(part), "{why}");
     }
     let actions = job.paused(&[1, 2], 30);
@@ -185,7 +197,11 @@ fn a_worker_that_is_slow_for_long_enough_gets_fewer_replicas() {
 #[test]
 fn replicas_do_not_move_for_a_hiccup_or_a_small_gain() {
     let mut job = Job::running(elastic(2, 2), 2);
-    let actions = beat_for(&mut job, 100, |second| if second % 20 < 2 { 40 } else { 10 });
+    let actions = beat_for(
+        &mut job,
+        100,
+        |second| if second % 20 < 2 { 40 } else { 10 },
+    );
     assert_eq!(told(&actions), []);
     let actions = beat_for(&mut job, 100, |_| 11);
     assert_eq!(told(&actions), []);

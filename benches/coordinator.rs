@@ -17,10 +17,11 @@ use ganglion::proto::coordinator_client::CoordinatorClient;
 use ganglion::proto::{
     self, coordinator_message::Kind as FromCoordinator, worker_message::Kind as ToCoordinator,
 };
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,9 +35,22 @@ const PATIENCE: Duration = Duration::from_secs(300);
 #[derive(Default)]
 struct Reached {
     welcome: AtomicU64,
-    /// How many were told of the newest generation, and its number.
-    assigned: AtomicU64,
-    generation: AtomicU64,
+    /// How many were told of each generation.
+    assigned: Mutex<BTreeMap<u64, u64>>,
+}
+
+impl Reached {
+    fn assigned(&self, generation: u64) {
+        *self.assigned.lock().unwrap().entry(generation).or_default() += 1;
+    }
+
+    /// The newest generation that so many were told of, after another.
+    fn told(&self, workers: u64, after: u64) -> Option<u64> {
+        let assigned = self.assigned.lock().unwrap();
+        let told = assigned.iter().filter(|(_, told)| **told >= workers);
+        let newest = told.map(|(generation, _)| *generation).max();
+        newest.filter(|generation| *generation > after)
+    }
 }
 
 fn main() {
@@ -86,11 +100,9 @@ async fn run(workers: u64, seconds: u64) {
     })
     .await;
     println!("{workers} sessions open after {:.1?}", began.elapsed());
-    wait("the first generation", || {
-        reached.assigned.load(Ordering::Relaxed) >= workers
-    })
-    .await;
-    println!("all in generation 1 after {:.1?}", began.elapsed());
+    wait("a generation of all", || reached.told(workers, 0).is_some()).await;
+    let whole = reached.told(workers, 0).unwrap();
+    println!("all in one generation after {:.1?}", began.elapsed());
     tokio::time::sleep(BEAT).await;
 
     let cpu = coordinator.cpu();
@@ -104,17 +116,14 @@ async fn run(workers: u64, seconds: u64) {
     let memory = coordinator.memory("VmRSS").saturating_sub(empty);
     println!("memory: {:.1} KB a worker", memory as f64 / workers as f64);
 
-    reached.assigned.store(0, Ordering::Relaxed);
     let died = Instant::now();
     tasks.pop().unwrap().abort();
-    wait("the second generation", || {
-        reached.assigned.load(Ordering::Relaxed) >= workers - 1
-    })
-    .await;
+    let next = || reached.told(workers - 1, whole);
+    wait("the next generation", || next().is_some()).await;
     println!(
         "a death: decided and queued to {} workers in {}; all had heard of it after {:.2?}",
         workers - 1,
-        coordinator.said_of_generation(2),
+        coordinator.said_of_generation(next().unwrap()),
         died.elapsed()
     );
     println!(
@@ -283,10 +292,13 @@ impl Worker {
                         }
                         Some(FromCoordinator::Assignment(assignment)) => {
                             generation = assignment.generation;
-                            self.reached.generation.fetch_max(generation, Ordering::Relaxed);
-                            self.reached.assigned.fetch_add(1, Ordering::Relaxed);
+                            self.reached.assigned(generation);
                             let formed = proto::Formed { generation, ..Default::default() };
                             outbox.send(say(ToCoordinator::Formed(formed))).await.unwrap();
+                        }
+                        Some(FromCoordinator::Pause(pause)) => {
+                            let paused = proto::Paused { generation: pause.generation, step: 0 };
+                            outbox.send(say(ToCoordinator::Paused(paused))).await.unwrap();
                         }
                         _ => {}
                     }

@@ -443,6 +443,63 @@ fn a_full_disk_costs_a_checkpoint_and_nothing_else() {
     job.ends_as_ever(&mut [roomy]);
 }
 
+/// Invariant 1: replicas move, and no bit with them.
+#[test]
+fn a_slow_worker_gets_fewer_replicas_and_the_bits_stay() {
+    let job = Faulty::long(&["--set", "workers.min=2"]);
+    let quick = job.worker();
+    let slow = job.worker();
+    job.train(2, 0);
+    // It works a quarter of the time.
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let pid = slow.pid().to_string();
+    let brake = std::thread::spawn(move || {
+        let signal = |name: &str| Command::new("kill").args([name, &pid]).status();
+        while ended.try_recv().is_err() {
+            let _ = signal("-STOP");
+            std::thread::sleep(Duration::from_millis(30));
+            let _ = signal("-CONT");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    let status = job.coordinator.wait("another deal", |status| {
+        let workers = status["workers"].as_array();
+        let dealt = workers.is_some_and(|all| all.iter().any(|w| w["replicas"] == 3));
+        dealt && status["phase"] == "running"
+    });
+    let _ = end.send(());
+    brake.join().unwrap();
+    let workers = status["workers"].as_array().unwrap();
+    let hosted = |pid: u32| {
+        let mut of = workers.iter().filter(|worker| worker["pid"] == pid);
+        of.next().unwrap()["replicas"].as_u64()
+    };
+    assert_eq!(hosted(quick.pid()), Some(3), "{status}");
+    assert_eq!(hosted(slow.pid()), Some(1), "{status}");
+    let log = job.coordinator.process.log();
+    assert!(
+        log.contains("rebalanced") && log.contains("2 -> 1 replicas"),
+        "{log}"
+    );
+    job.ends_as_ever(&mut [quick, slow]);
+}
+
+/// A network between a worker and the coordinator that swallows everything for a while: both sides
+/// find out by themselves, and there is one history.
+#[test]
+fn a_partition_from_the_coordinator_leaves_no_trace() {
+    let job = Faulty::long(&["--set", "workers.min=1"]);
+    let network = processes::Network::to(&job.address);
+    let near = job.worker();
+    let far = job.place.worker(&network.url(), "w");
+    let both = job.train(2, 0);
+    network.swallow(true);
+    let alone = job.train(1, both);
+    network.swallow(false);
+    job.train(2, alone);
+    job.ends_as_ever(&mut [near, far]);
+}
+
 /// What the simulation does ten thousand times, once with real processes.
 #[test]
 fn random_kills_leave_no_trace() {

@@ -212,8 +212,14 @@ impl Reached {
 #[derive(Default)]
 pub(super) struct Waiting {
     actions: VecDeque<Action>,
-    /// When the ledger is tried again, and why it has to be.
-    stalled: Option<(Duration, String)>,
+    stalled: Option<Stalled>,
+}
+
+/// The ledger can't be written. Nothing is spoken meanwhile, so no deadline counts either.
+struct Stalled {
+    since: Duration,
+    retry_at: Duration,
+    why: String,
 }
 
 /// When the world was last shown where the job stands.
@@ -317,7 +323,8 @@ impl Driver {
                 self.take(input);
             }
             let now = self.now();
-            if self.machine.next_deadline().is_some_and(|at| now >= at) {
+            let due = self.machine.next_deadline().is_some_and(|at| now >= at);
+            if due && self.waiting.stalled.is_none() {
                 let actions = self.machine.handle_timeout(now);
                 self.decide(actions);
             }
@@ -344,9 +351,12 @@ impl Driver {
     /// Until the next thing that is due.
     fn wait(&self) -> Duration {
         let now = self.now();
-        let retry = self.waiting.stalled.as_ref().map(|(at, _)| *at);
+        let due = match &self.waiting.stalled {
+            Some(stalled) => Some(stalled.retry_at),
+            None => self.machine.next_deadline(),
+        };
         let show = self.shown.stale.then(|| self.shown_next());
-        let times = [self.machine.next_deadline(), retry, show];
+        let times = [due, show];
         let next = times.into_iter().flatten().min();
         next.map_or(TICK, |at| at.saturating_sub(now)).min(TICK)
     }
@@ -411,8 +421,8 @@ impl Driver {
 
     /// Carries out what was decided, in its order. What stands together is written together.
     fn carry_out(&mut self) -> Result<Option<Outcome>, DriverError> {
-        if let Some((at, _)) = &self.waiting.stalled
-            && self.now() < *at
+        if let Some(stalled) = &self.waiting.stalled
+            && self.now() < stalled.retry_at
         {
             return Ok(None);
         }
@@ -464,25 +474,25 @@ impl Driver {
         match written {
             Ok(()) => {}
             Err(error) if error.is_transient() && self.waiting.actions.len() < WAITING => {
-                let at = self.now() + RETRY_EVERY;
-                let told = error.to_string();
-                if self
-                    .waiting
-                    .stalled
-                    .as_ref()
-                    .is_none_or(|(_, before)| *before != told)
-                {
+                let now = self.now();
+                let stalled = self.waiting.stalled.take();
+                if stalled.is_none() {
                     tracing::error!(
-                        "{told}; no decision takes effect until it can be written, and training goes on"
+                        "{error}; no decision takes effect until it can be written, and training goes on"
                     );
                 }
-                self.waiting.stalled = Some((at, told));
+                self.waiting.stalled = Some(Stalled {
+                    since: stalled.map_or(now, |stalled| stalled.since),
+                    retry_at: now + RETRY_EVERY,
+                    why: error.to_string(),
+                });
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
         }
-        if self.waiting.stalled.take().is_some() {
+        if let Some(stalled) = self.waiting.stalled.take() {
             tracing::info!("the ledger can be written again");
+            self.machine.slept(self.now().saturating_sub(stalled.since));
         }
         faults::pass(Point::LedgerWritten);
         self.waiting.actions.drain(..records.len());
@@ -709,7 +719,7 @@ impl Driver {
         self.shown.stale = false;
         self.measure();
         let stalled = self.waiting.stalled.as_ref();
-        let stalled = stalled.map(|(_, why)| format!("the ledger can't be written: {why}"));
+        let stalled = stalled.map(|s| format!("the ledger can't be written: {}", s.why));
         self.progress.send_modify(|progress| {
             progress.phase = self.machine.phase().clone();
             progress.detail = stalled.unwrap_or_else(|| self.machine.waiting_for());

@@ -31,6 +31,8 @@ pub(super) struct Checks {
     accepted: BTreeMap<ProcessId, Generation>,
     /// Which generation did which step.
     done: BTreeSet<(Generation, Step)>,
+    /// When the job was last ended, to go on later.
+    ended_at: Now,
     /// From which state each generation went on.
     began: BTreeMap<Generation, Step>,
     /// The newest generation whose workers agreed.
@@ -56,6 +58,7 @@ impl Checks {
             spoken: BTreeMap::new(),
             accepted: BTreeMap::new(),
             done: BTreeSet::new(),
+            ended_at: Now::ZERO,
             began: BTreeMap::new(),
             agreed: None,
             unheard: BTreeSet::new(),
@@ -154,7 +157,8 @@ impl Checks {
             let worker = &workers[*process];
             let struck = worker.disturbed_at.is_some_and(|at| at >= last.spoken_at);
             let held = worker.thread.state.step;
-            if worker.is_running() && !struck && held > next.from {
+            let ended = self.ended_at >= last.spoken_at;
+            if worker.is_running() && !struck && !ended && held > next.from {
                 let why = format!(
                     "nothing committed is lost: generation {} goes on from step {}, and process \
                      {process} of generation {}, which nothing has struck, holds {held}",
@@ -201,6 +205,8 @@ impl Checks {
         };
         if !matches!(outcome, Outcome::Complete(_)) {
             self.ends += 1;
+            // Whoever is still on its way when a job is ended has nobody to bring anything to.
+            self.ended_at = now;
         }
         if !allowed {
             let calm = faults.calm(now);

@@ -42,6 +42,8 @@ pub(super) struct Up {
     reached: Step,
     durable_at: Now,
     stopped: Option<Stopped>,
+    /// Since when the ledger can't be written: nothing is spoken, and no deadline counts.
+    stalled: Option<Now>,
     /// Decisions that it will yet carry out before it is killed.
     pub(super) dies_after: Option<u64>,
 }
@@ -95,7 +97,8 @@ impl Coordinator {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Now> {
-        let up = self.up.as_ref().filter(|up| up.stopped.is_none())?;
+        let up = self.up.as_ref();
+        let up = up.filter(|up| up.stopped.is_none() && up.stalled.is_none())?;
         Some(up.machine.next_deadline()? + up.origin)
     }
 
@@ -166,6 +169,7 @@ impl World {
             reached,
             durable_at: Now::ZERO,
             stopped: None,
+            stalled: None,
             dies_after: None,
         });
     }
@@ -383,11 +387,18 @@ impl World {
     /// Carries out what was decided, in its order.
     fn carry_out(&mut self) {
         let life = self.coordinator.life;
+        if let Some(up) = &mut self.coordinator.up
+            && self.coordinator.full_until <= self.now
+            && let Some(since) = up.stalled.take()
+        {
+            up.machine.slept(self.now - since);
+        }
         while let Some(up) = &mut self.coordinator.up {
             let Some(action) = up.waiting.front() else {
                 break;
             };
             if matches!(action, Action::Persist(_)) && self.coordinator.full_until > self.now {
+                up.stalled.get_or_insert(self.now);
                 self.after(RETRY_EVERY, Happening::CarryOut(life));
                 return;
             }

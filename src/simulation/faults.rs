@@ -59,6 +59,19 @@ const KINDS: [Kind; 18] = [
     Kind::DiskFull,
 ];
 
+impl Kind {
+    fn is_sweeping(self) -> bool {
+        matches!(
+            self,
+            Kind::KillAll
+                | Kind::KillEverything
+                | Kind::TerminateAll
+                | Kind::PersonStops
+                | Kind::Drain
+        )
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct Faults {
     /// Those of this schedule.
@@ -78,12 +91,16 @@ pub(super) struct Faults {
 impl Faults {
     pub(super) fn draw(chance: &mut Chance) -> Self {
         // Few kinds at a time meet each other more often.
-        let share = chance.pick(&[0, 150, 300, 600]).unwrap_or(300);
-        let kinds = KINDS.into_iter().filter(|_| chance.in_thousand(share));
+        let share = chance.pick(&[60, 150, 300, 600]).unwrap_or(300);
+        let kinds = KINDS.into_iter().filter(|kind| {
+            // What ends everything leaves little for others to go wrong with.
+            let share = if kind.is_sweeping() { share / 4 } else { share };
+            chance.in_thousand(share)
+        });
         let kinds = kinds.collect();
         Self {
             kinds,
-            gap: chance.pick(&[500, 3000, 10_000, 30_000]).unwrap_or(3000),
+            gap: chance.pick(&[1000, 4000, 10_000]).unwrap_or(4000),
             peace_at: chance.ms(5000, 90_000),
             generations: None,
             spares: chance.pick(&[0, 0, 1, 2]).unwrap_or(0),
@@ -111,8 +128,8 @@ impl Faults {
     pub(super) fn absence(&self, chance: &mut Chance, now: Now) -> Duration {
         if now >= self.peace_at {
             chance.ms(100, 3000)
-        } else if chance.in_thousand(700) {
-            chance.ms(100, 5000)
+        } else if chance.in_thousand(850) {
+            chance.ms(100, 3000)
         } else {
             chance.ms(5000, 25_000)
         }
@@ -216,6 +233,8 @@ impl World {
                     && let Some(connection) = self.workers[victim].connection
                 {
                     self.break_connection(connection);
+                    // It is noticed within two seconds.
+                    self.workers[victim].disturbed_at = Some(self.now + Duration::from_secs(2));
                 }
             }
             Kind::CutOff => {

@@ -57,7 +57,7 @@ impl Job {
             epoch: chance.from(4, 12),
             every: chance.pick(&[0, 5, 5, 10, 7]).unwrap_or(5),
             ahead: chance.pick(&[4, 15, 1000]).unwrap_or(1000),
-            round: chance.ms(40, 160),
+            round: chance.ms(80, 400),
             heartbeat: Duration::from_secs(10),
             form: Duration::from_secs(20),
             collective: Duration::from_secs(20),

@@ -415,7 +415,9 @@ impl World {
             return;
         }
         let (processes, spoken_at) = (group.processes.clone(), group.spoken_at);
-        let generation = self.thread(process).run().assignment.generation;
+        let assignment = &self.thread(process).run().assignment;
+        // What does no step leaves nobody behind.
+        let (generation, closing) = (assignment.generation, assignment.close.is_some());
         let held = parts.iter().map(|part| part.state.step);
         self.checks.agreed(generation, from, held.chain(saved));
         let agreed = Agreed {
@@ -424,7 +426,9 @@ impl World {
             processes,
             spoken_at,
         };
-        self.checks.followed(agreed, &self.workers);
+        if !closing {
+            self.checks.followed(agreed, &self.workers);
+        }
     }
 
     fn read(&mut self, process: ProcessId) {
@@ -540,6 +544,7 @@ impl World {
             pause: orders.pause == generation,
             leaving: orders.leaving || orders.drain == generation,
             stop: orders.stop == generation,
+            ..Flags::default()
         }
     }
 

@@ -185,6 +185,8 @@ impl World {
         }
         let before = std::mem::replace(&mut worker.life, Life::Running);
         worker.halted_at = None;
+        // What it did not say meanwhile is held against it a little later.
+        worker.disturbed_at = worker.disturbed_at.max(Some(self.now));
         self.note(format!("process {process} goes on"));
         self.resume_sending(process);
         if let Life::Stopped(_, inputs) = before {

@@ -4,7 +4,7 @@ mod faults;
 mod model;
 
 use super::*;
-use crate::ids::Rank;
+use crate::ids::{Epoch, Rank};
 use crate::membership::balance::{self, Speed};
 use crate::plan::Plan;
 use std::collections::HashSet;

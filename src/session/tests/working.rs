@@ -238,8 +238,8 @@ fn a_worker_that_cannot_go_on_says_so_before_it_goes() {
 #[test]
 fn a_stop_is_raised_in_band() {
     let told = |drain| training().handle(Event::Stop { drain }, at(5));
-    assert_eq!(told(false), [Action::RaiseStop]);
-    assert_eq!(told(true), [Action::RaiseLeaving]);
+    assert_eq!(told(false), [Action::RaiseStop(GEN)]);
+    assert_eq!(told(true), [Action::RaiseDrain(GEN)]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! One generation's steps, from the state that all its workers hold to a pause or the end.
 
+use super::failure::GenerationError;
 use super::history::History;
 use super::inbox::{Came, Inbox};
 use super::saving::Saver;
-use super::training::{GenerationError, Report, Tools};
+use super::training::{Report, Tools};
 use super::wire::EpochWork;
 use crate::collective::{Abort, Collective, Flags};
 use crate::config::Job;

@@ -197,6 +197,8 @@ fn if_all_die_before_the_last_checkpoint_the_job_is_not_complete() {
     assert_eq!((outcome(&actions), job.phase()), (None, &Phase::Gathering));
     job.hello(3);
     job.ready(3, 0);
+    job.after(9).beat(&[3]);
+    job.after(1).timeout();
     let actions = job.formed(&[3], 4000);
     assert!(persists(&actions, &Record::Rewound(Step(4000))));
     assert_eq!(*job.phase(), Phase::Running);

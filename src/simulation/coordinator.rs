@@ -10,12 +10,6 @@ use crate::membership::{
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// How often reached steps are made durable, at most.
-const REACHED_EVERY: Duration = Duration::from_secs(1);
-
-/// How often a ledger that can't be written is tried again.
-const RETRY_EVERY: Duration = Duration::from_secs(1);
-
 /// The longest wait of the driver's loop.
 const TICK: Duration = Duration::from_millis(500);
 
@@ -35,34 +29,38 @@ pub(super) struct Coordinator {
 /// A process.
 pub(super) struct Up {
     pub(super) machine: Membership,
-    origin: Now,
-    sessions: Sessions,
-    waiting: VecDeque<Action>,
+    pub(super) origin: Now,
+    pub(super) sessions: Sessions,
+    pub(super) waiting: VecDeque<Action>,
     /// The newest state whose record was written.
-    reached: Step,
-    durable_at: Now,
-    stopped: Option<Stopped>,
+    pub(super) reached: Step,
+    pub(super) durable_at: Now,
+    pub(super) stopped: Option<Stopped>,
     /// Since when the ledger can't be written: nothing is spoken, and no deadline counts.
-    stalled: Option<Now>,
+    pub(super) stalled: Option<Now>,
     /// Decisions that it will yet carry out before it is killed.
     pub(super) dies_after: Option<u64>,
 }
 
 /// What waits for a process that is stopped.
-struct Stopped {
+pub(super) struct Stopped {
     since: Now,
     inputs: Vec<(ConnectionId, Message)>,
 }
 
 /// As `coordinator::driver::Sessions`.
-struct Sessions {
-    open: BTreeMap<ConnectionId, Option<WorkerId>>,
-    workers: BTreeMap<WorkerId, ConnectionId>,
-    next: WorkerId,
+pub(super) struct Sessions {
+    pub(super) open: BTreeMap<ConnectionId, Option<WorkerId>>,
+    pub(super) workers: BTreeMap<WorkerId, ConnectionId>,
+    pub(super) next: WorkerId,
 }
 
 impl Sessions {
-    fn introduce(&mut self, session: ConnectionId, known: Option<WorkerId>) -> Option<Introduced> {
+    pub(super) fn introduce(
+        &mut self,
+        session: ConnectionId,
+        known: Option<WorkerId>,
+    ) -> Option<Introduced> {
         let place = self.open.get_mut(&session)?;
         let worker = known.unwrap_or_else(|| {
             let new = self.next;
@@ -76,7 +74,7 @@ impl Sessions {
         Some(Introduced { worker, replaced })
     }
 
-    fn close(&mut self, session: ConnectionId) -> Option<WorkerId> {
+    pub(super) fn close(&mut self, session: ConnectionId) -> Option<WorkerId> {
         let worker = self.open.remove(&session)??;
         if self.workers.get(&worker) == Some(&session) {
             self.workers.remove(&worker);
@@ -86,9 +84,9 @@ impl Sessions {
     }
 }
 
-struct Introduced {
-    worker: WorkerId,
-    replaced: Option<ConnectionId>,
+pub(super) struct Introduced {
+    pub(super) worker: WorkerId,
+    pub(super) replaced: Option<ConnectionId>,
 }
 
 impl Coordinator {
@@ -186,7 +184,7 @@ impl World {
     }
 
     /// The coordinator's process is gone, and its kernel ends its connections.
-    fn hang_up(&mut self, life: u64) {
+    pub(super) fn hang_up(&mut self, life: u64) {
         for connection in 0..self.network.connections.len() {
             if self.network.connections[connection].life == life {
                 self.close(connection, Side::Coordinator, "the coordinator is gone");
@@ -268,237 +266,5 @@ impl World {
             }
             Message::Opened | Message::Order(..) => {}
         }
-    }
-
-    fn heard(&mut self, connection: ConnectionId, word: Word) {
-        let Some(up) = &mut self.coordinator.up else {
-            return;
-        };
-        let worker = match &word {
-            Word::Hello(facts, _) => {
-                let known = up.machine.known(&facts.incarnation);
-                let introduced = up.sessions.introduce(connection, known);
-                if let Some(replaced) = introduced.as_ref().and_then(|i| i.replaced) {
-                    self.close(
-                        replaced,
-                        Side::Coordinator,
-                        "another session took its place",
-                    );
-                }
-                introduced.map(|introduced| introduced.worker)
-            }
-            _ => up.sessions.open.get(&connection).copied().flatten(),
-        };
-        let Some(worker) = worker else { return };
-        if self.is_traced() && !matches!(word, Word::Heartbeat(..) | Word::Progress(..)) {
-            self.note(format!("coordinator hears worker {worker}: {word:?}"));
-        }
-        match self.stale(&word) {
-            Some(spoken) => self.decide_stale(worker, word, spoken),
-            None => self.decide(Event::Said(worker, word)),
-        }
-    }
-
-    /// The generation of a word that must have no effect, because a newer one is there.
-    fn stale(&self, word: &Word) -> Option<Generation> {
-        let spoken = match word {
-            // It is of the process that it speaks.
-            Word::Finished(_, _, Finish::Failed(_)) => return None,
-            Word::Formed(generation, ..)
-            | Word::Progress(generation, _)
-            | Word::Heartbeat(generation, ..)
-            | Word::CheckpointWritten(generation, _)
-            | Word::CheckpointFailed(generation, ..)
-            | Word::Paused(generation, _)
-            | Word::CollectiveFailed(generation, ..)
-            | Word::Finished(generation, ..) => *generation,
-            Word::Hello(..) | Word::Ready(..) | Word::Leaving(_) => return None,
-        };
-        let present = self.coordinator.up.as_ref()?.machine.generation();
-        (spoken.0 > 0 && spoken < present).then_some(spoken)
-    }
-
-    /// Invariant 3, where it can be seen directly.
-    fn decide_stale(&mut self, worker: WorkerId, word: Word, spoken: Generation) {
-        let Some(up) = &mut self.coordinator.up else {
-            return;
-        };
-        let now = self.now - up.origin;
-        // Whatever else is due comes first.
-        if up.stalled.is_none() {
-            up.waiting.extend(up.machine.handle_timeout(now));
-        }
-        let shown = |machine: &Membership| {
-            let member = machine.members().get(&worker);
-            let member = member.map(|m| (m.state, m.step, m.seat.clone(), m.leaving));
-            (
-                machine.phase().clone(),
-                machine.generation(),
-                machine.reached(),
-                member,
-            )
-        };
-        let before = shown(&up.machine);
-        let told = format!("{word:?}");
-        let actions = up.machine.handle(Event::Said(worker, word), now);
-        let after = shown(&up.machine);
-        if !actions.is_empty() || before != after {
-            let present = up.machine.generation();
-            self.checks.fail(format!(
-                "monotonic generations: worker {worker}'s {told} of generation {spoken} has an \
-                 effect in generation {present}: {before:?} becomes {after:?}, {actions:?}"
-            ));
-        }
-        self.checks.stale += 1;
-        if let Some(up) = &mut self.coordinator.up {
-            up.waiting.extend(actions);
-        }
-        self.carry_out();
-    }
-
-    pub(super) fn decide(&mut self, event: Event) {
-        let Some(up) = &mut self.coordinator.up else {
-            return;
-        };
-        let now = self.now - up.origin;
-        let actions = up.machine.handle(event, now);
-        up.waiting.extend(actions);
-        if !up.waiting.is_empty() && self.chance.in_thousand(125) {
-            // What else has come in is heard first.
-            let (wait, life) = (self.chance.ms(0, 2), self.coordinator.life);
-            self.after(wait, Happening::CarryOut(life));
-            return;
-        }
-        self.carry_out();
-    }
-
-    pub(super) fn coordinator_deadline(&mut self) {
-        let Some(up) = &mut self.coordinator.up else {
-            return;
-        };
-        let actions = up.machine.handle_timeout(self.now - up.origin);
-        up.waiting.extend(actions);
-        self.carry_out();
-    }
-
-    pub(super) fn carry_out_late(&mut self, life: u64) {
-        if self.coordinator.life == life && !self.coordinator.is_stopped() {
-            self.carry_out();
-        }
-    }
-
-    /// Carries out what was decided, in its order.
-    fn carry_out(&mut self) {
-        let life = self.coordinator.life;
-        if let Some(up) = &mut self.coordinator.up
-            && self.coordinator.full_until <= self.now
-            && let Some(since) = up.stalled.take()
-        {
-            up.machine.slept(self.now - since);
-        }
-        while let Some(up) = &mut self.coordinator.up {
-            let Some(action) = up.waiting.front() else {
-                break;
-            };
-            if matches!(action, Action::Persist(_)) && self.coordinator.full_until > self.now {
-                up.stalled.get_or_insert(self.now);
-                self.after(RETRY_EVERY, Happening::CarryOut(life));
-                return;
-            }
-            if let Some(left) = &mut up.dies_after {
-                if *left == 0 {
-                    self.kill_coordinator(life);
-                    return;
-                }
-                *left -= 1;
-            }
-            match up.waiting.pop_front() {
-                Some(Action::Persist(record)) => self.persist(&record),
-                Some(Action::Send(worker, order)) => self.tell(worker, order),
-                Some(Action::Close(worker)) => {
-                    if let Some(session) = up.sessions.workers.remove(&worker) {
-                        up.sessions.open.remove(&session);
-                        self.close(
-                            session,
-                            Side::Coordinator,
-                            "the coordinator ended the session",
-                        );
-                    }
-                }
-                Some(Action::End(outcome)) => {
-                    self.end(outcome);
-                    return;
-                }
-                None => {}
-            }
-        }
-        self.make_reached_durable();
-    }
-
-    fn persist(&mut self, record: &Record) {
-        let Some(up) = &mut self.coordinator.up else {
-            return;
-        };
-        match record {
-            Record::Reached(step) => up.reached = up.reached.max(*step),
-            Record::Rewound(step) => up.reached = *step,
-            _ => {}
-        }
-        let pace = (self.job.epoch, self.job.replicas);
-        let (reached, life) = (up.reached, self.coordinator.life);
-        let ledger = &mut self.coordinator.ledger;
-        if let Err(why) = ledger.write(record, life, reached, pace) {
-            self.checks.fail(why);
-        }
-        self.checks.recorded(record);
-        if self.is_traced() && !matches!(record, Record::Reached(_)) {
-            self.note(format!("coordinator writes {record:?}"));
-        }
-    }
-
-    fn make_reached_durable(&mut self) {
-        let now = self.now;
-        let full = self.coordinator.full_until > now;
-        if let Some(up) = &mut self.coordinator.up
-            && now >= up.durable_at + REACHED_EVERY
-            && !full
-        {
-            up.durable_at = now;
-            self.coordinator.ledger.reach(up.reached);
-        }
-    }
-
-    fn tell(&mut self, worker: WorkerId, order: Order) {
-        let life = self.coordinator.life;
-        if let Order::Assignment(assignment) = &order {
-            let ledger = &self.coordinator.ledger;
-            self.checks.spoken(life, assignment, ledger);
-        }
-        let Some(up) = &self.coordinator.up else {
-            return;
-        };
-        let Some(session) = up.sessions.workers.get(&worker).copied() else {
-            return;
-        };
-        if self.is_traced() {
-            self.note(format!("coordinator tells worker {worker}: {order:?}"));
-        }
-        self.send(session, Side::Worker, Message::Order(order, life));
-    }
-
-    fn end(&mut self, outcome: Outcome) {
-        let life = self.coordinator.life;
-        self.note(format!("coordinator {life} ends: {outcome}"));
-        if let Some(up) = self.coordinator.up.take() {
-            self.coordinator.ledger.reach(up.reached);
-        }
-        self.hang_up(life);
-        self.checks.ended(&outcome, &self.faults, self.now);
-        if !matches!(outcome, Outcome::Complete(_)) {
-            // Somebody starts it again.
-            let wait = self.chance.ms(500, 5000);
-            self.after(wait, Happening::StartCoordinator);
-        }
-        self.coordinator.outcome = Some(outcome);
     }
 }

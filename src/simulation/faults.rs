@@ -10,10 +10,10 @@ use std::time::Duration;
 
 /// For a job to be complete once nothing goes wrong any more. What takes longest: a worker's
 /// patience with a coordinator, then a wait for each of the deadlines, and all steps anew.
-const CALM: Duration = Duration::from_secs(900);
+const CALM: Duration = Duration::from_secs(400);
 
 /// Generations that it may take: one a worker that comes, some for what the faults have left.
-const CALM_GENERATIONS: u64 = 40;
+const CALM_GENERATIONS: u64 = 25;
 
 /// A way to go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ impl Faults {
         let kinds = kinds.collect();
         Self {
             kinds,
-            gap: chance.pick(&[1000, 4000, 10_000]).unwrap_or(4000),
+            gap: chance.pick(&[2500, 6000, 15_000]).unwrap_or(6000),
             peace_at: chance.ms(5000, 90_000),
             generations: None,
             spares: chance.pick(&[0, 0, 1, 2]).unwrap_or(0),
@@ -167,6 +167,9 @@ impl World {
     }
 
     pub(super) fn fault(&mut self) {
+        if self.is_over() {
+            return;
+        }
         let kinds = self.faults.kinds.clone();
         if let Some(kind) = self.chance.pick(&kinds) {
             self.note(format!("FAULT: {kind:?}"));

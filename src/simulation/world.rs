@@ -117,6 +117,7 @@ impl World {
             job,
             faults,
         };
+        world.checks.unwatched = mistakes.unwatched;
         world.open();
         world
     }
@@ -190,7 +191,7 @@ impl World {
         }
     }
 
-    fn is_over(&self) -> bool {
+    pub(super) fn is_over(&self) -> bool {
         matches!(self.coordinator.outcome, Some(Outcome::Complete(_)))
     }
 

@@ -10,7 +10,7 @@ GOLDENS := $(wildcard tests/golden*/*.py)
 unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBTORCH_CXX11_ABI
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench bench-compare goldens clean-demo
+.PHONY: help setup demo test lint bench soak bench-compare goldens clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -51,6 +51,9 @@ $(CARGO_DENY):
 
 bench: setup ## the micro-benchmarks
 	$(CARGO) bench --locked
+
+soak: setup ## a job under random faults for MINUTES (default 10), and whether a bit differs
+	$(CARGO) bench --locked --bench soak -- --minutes $(or $(MINUTES),10)
 
 bench-compare: setup ## Ganglion against PyTorch's DCGAN example on this machine (OPTIONS="--pairs 9")
 	$(CARGO) build --release --locked

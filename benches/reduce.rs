@@ -1,7 +1,8 @@
 //! How fast replicas' vectors become their mean, in host memory.
 //!
 //! The vectors are as long as the gradients of DCGAN-64's discriminator and generator. What is
-//! called a byte here is one of the mean: `n * 4`.
+//! called a byte here is one of the mean: `n * 4`. A copy's vector is as long as all of a DCGAN-64's
+//! state: both networks' parameters and moments, and the generator's average.
 
 #![allow(clippy::unwrap_used, reason = "a bench that fails is to stop")]
 
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 const DISCRIMINATOR: usize = 2_800_000;
 const GENERATOR: usize = 3_600_000;
+const STATE: usize = 24_000_000;
 const REPLICAS: u32 = 4;
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -44,27 +46,37 @@ impl Vectors {
     }
 }
 
-/// A rank on a thread of its own, that reduces once for each word it is given.
+/// A rank on a thread of its own, that does its part once for each word it is given.
 struct Other {
     go: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Other {
-    fn new(mut collective: Box<dyn Collective>, hosted: Range<u32>, lengths: Vec<usize>) -> Self {
+    fn new(mut part: impl FnMut() + Send + 'static) -> Self {
         let (go, words): (_, Receiver<()>) = channel();
-        let thread = thread::spawn(move || {
-            let mut vectors: Vec<_> = lengths.iter().map(|&n| Vectors::new(&hosted, n)).collect();
-            for () in words {
-                for vectors in &mut vectors {
-                    vectors.reduce(&mut *collective);
-                }
-            }
-        });
+        let thread = thread::spawn(move || words.iter().for_each(|()| part()));
         Self {
             go: Some(go),
             thread: Some(thread),
         }
+    }
+
+    fn reducing(
+        mut collective: Box<dyn Collective>,
+        hosted: &Range<u32>,
+        lengths: &[usize],
+    ) -> Self {
+        let mut vectors: Vec<_> = lengths.iter().map(|&n| Vectors::new(hosted, n)).collect();
+        Self::new(move || {
+            for vectors in &mut vectors {
+                vectors.reduce(&mut *collective);
+            }
+        })
+    }
+
+    fn go(&self) {
+        self.go.as_ref().unwrap().send(()).unwrap();
     }
 }
 
@@ -144,7 +156,7 @@ fn reduce(criterion: &mut Criterion) {
             let mut first = ranks.next().unwrap();
             let others: Vec<_> = ranks
                 .zip(&ranges[1..])
-                .map(|(rank, range)| Other::new(rank, range.clone(), lengths.clone()))
+                .map(|(rank, range)| Other::reducing(rank, range, lengths))
                 .collect();
             let mut vectors: Vec<_> = lengths
                 .iter()
@@ -153,7 +165,7 @@ fn reduce(criterion: &mut Criterion) {
             group.bench_function(BenchmarkId::new(layout, size), |bencher| {
                 bencher.iter(|| {
                     for other in &others {
-                        other.go.as_ref().unwrap().send(()).unwrap();
+                        other.go();
                     }
                     for vectors in &mut vectors {
                         vectors.reduce(&mut *first);
@@ -165,5 +177,27 @@ fn reduce(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, reduce);
+/// From one rank to another, as when a worker joins.
+fn copy(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("copy");
+    group.sample_size(10);
+    group.throughput(Throughput::Bytes(STATE as u64 * 4));
+    let layouts: [(&str, Form); 2] = [("in-process-1-to-1", in_process), ("tcp-1-to-1", tcp)];
+    for (layout, form) in layouts {
+        let mut ranks = form(&[0..2, 2..4]).into_iter();
+        let (mut holder, mut needy) = (ranks.next().unwrap(), ranks.next().unwrap());
+        let mut there = vec![0.0; STATE];
+        let other = Other::new(move || needy.copy(&[Rank(0)], black_box(&mut there)).unwrap());
+        let mut here: Vec<f32> = (0..STATE).map(|i| (i % 97) as f32).collect();
+        group.bench_function(BenchmarkId::new(layout, "state"), |bencher| {
+            bencher.iter(|| {
+                other.go();
+                holder.copy(&[Rank(0)], black_box(&mut here)).unwrap();
+            });
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, reduce, copy);
 criterion_main!(benches);

@@ -17,7 +17,7 @@
 //! | [`data`] | sources, packed shards, the loader |
 //! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
 //! | [`coordinator`] | drives `membership`: gRPC service, ledger, status, command line |
-//! | [`session`] | PURE: a worker's machine: what it does with what it hears |
+//! | [`session`] | PURE: a worker's machine: what it does with what it hears; who holds the newest state |
 //! | `worker` | drives `session`: gRPC client, training thread, command line |
 //! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
 //! | `objective` | the games: what the two networks minimise |
@@ -25,11 +25,13 @@
 //! | [`collective`] | the exact all-reduce: tree (PURE), TCP, in process; in-band flags |
 //! | `torch` | what tch lacks: one C++ shim and its safe face |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
+//! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
 //! | [`sample`] | grids of images |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
 //! | [`proto`] | the wire, as `proto/` defines it |
+//! | `faults`, `simulation` | tests: places to die at; the two machines in seeded schedules on a virtual clock |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
 //! `objective`, `data`, `checkpoint` → `plan`, `config`. `coordinator` and `worker` never use each
@@ -40,12 +42,14 @@
 //!
 //! `torch` (default): everything that touches a tensor. Without it `gan-coord` still builds.
 
+pub mod certificate;
 pub mod checkpoint;
 pub mod collective;
 pub mod command;
 pub mod config;
 pub mod coordinator;
 pub mod data;
+mod faults;
 pub mod ids;
 pub mod membership;
 pub mod model;

@@ -485,8 +485,7 @@ impl Session {
     fn standing(&self) -> Standing {
         Standing {
             generation: self.generation,
-            within: self.within().is_some()
-                || matches!(self.work, Work::Idle(Some(_)) | Work::Finishing(_)),
+            within: self.within().is_some() || matches!(self.work, Work::Finishing(_)),
             step: self.step,
         }
     }
@@ -494,6 +493,14 @@ impl Session {
     fn say(&self, word: Action, actions: &mut Vec<Action>) {
         if self.link == Link::Up {
             actions.push(word);
+        }
+    }
+
+    /// There is nothing left to do without the coordinator: from now on it is waited for.
+    fn begin_to_wait(&mut self, now: Now) {
+        match &mut self.link {
+            Link::Down { since: lost, .. } | Link::Greeting { lost, .. } => *lost = now,
+            Link::Up => {}
         }
     }
 
@@ -547,7 +554,7 @@ impl Session {
                     actions.push(Action::SayReady(digest));
                 }
             },
-            Work::Finishing(farewell) if terms.resumed => {
+            Work::Finishing(farewell) if terms.resumed || farewell.failed() => {
                 let Farewell {
                     generation, finish, ..
                 } = farewell;
@@ -584,6 +591,16 @@ impl Session {
         if !ready || generation <= self.generation {
             return;
         }
+        if let Work::Finishing(farewell) = &mut self.work
+            && farewell.failed()
+        {
+            // What it had said was of an older generation, and this one waits for it.
+            self.generation = generation;
+            farewell.generation = generation;
+            let finish = farewell.finish.clone();
+            self.say(Action::SayFinished(generation, self.step, finish), actions);
+            return;
+        }
         if self.within().is_some() {
             let superseded = format!("generation {generation} takes its place");
             actions.push(Action::Abort(generation, superseded));
@@ -608,6 +625,7 @@ impl Session {
             Work::Forming(_) | Work::Training(_) => {
                 actions.push(Action::Abort(generation.next(), reason));
             }
+            Work::Finishing(farewell) if farewell.failed() => return,
             Work::Idle(_) | Work::Finishing(_) => {}
             Work::Unprepared | Work::Preparing | Work::Stopped => return,
         }
@@ -629,6 +647,7 @@ impl Session {
             breakage,
         };
         self.say(rest.word(self.step), actions);
+        self.begin_to_wait(now);
         self.work = Work::Idle(Some(rest));
         if self.leaving.is_some() {
             self.leaving = Some(now + FAREWELL);
@@ -657,6 +676,7 @@ impl Session {
             Action::SayFinished(generation, step, finish.clone()),
             actions,
         );
+        self.begin_to_wait(now);
         self.work = Work::Finishing(Farewell {
             since: now,
             generation,
@@ -699,6 +719,12 @@ impl Link {
             backoff: BACKOFF_MIN,
             why,
         }
+    }
+}
+
+impl Farewell {
+    fn failed(&self) -> bool {
+        matches!(self.finish, Finish::Failed(_))
     }
 }
 

@@ -1,4 +1,4 @@
-//! The operating system's word to end.
+//! The operating system's word to end, and one that is no reason to.
 
 use std::fmt;
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +21,20 @@ impl fmt::Display for Signal {
             Signal::Interrupt => "SIGINT",
             Signal::HangUp => "SIGHUP",
         })
+    }
+}
+
+/// SIGXFSZ, on every system that tokio runs on but MIPS.
+const FILE_TOO_LARGE: i32 = 25;
+
+/// Has a file that grows beyond the process's limit be an error of the write, as on a full disk:
+/// training goes on without that file. Left alone, the signal would end the process.
+///
+/// # Panics
+/// Outside a tokio runtime.
+pub fn survive_file_limits() {
+    if let Err(error) = signal(SignalKind::from_raw(FILE_TOO_LARGE)) {
+        tracing::warn!("a file beyond the limit of this process would end it: {error}");
     }
 }
 

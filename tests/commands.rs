@@ -249,3 +249,145 @@ fn fetch(url: &str) -> String {
     stream.read_to_string(&mut page).unwrap();
     page
 }
+
+/// 70 little pictures, whose epochs are two steps of the small job, with 6 left out.
+fn pictures(place: &Place) -> String {
+    let folder = place.path().join("pictures");
+    std::fs::create_dir(&folder).unwrap();
+    for index in 0..70u8 {
+        let picture = image::GrayImage::from_fn(8, 8, |x, y| image::Luma([index + (x * y) as u8]));
+        picture
+            .save(folder.join(format!("{index:02}.png")))
+            .unwrap();
+    }
+    format!("data.uri={}", folder.display())
+}
+
+fn ledger(run_dir: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(COORD);
+    command.arg("ledger").arg(run_dir).args(arguments);
+    let told = output(command);
+    (told.status.code(), text(&told))
+}
+
+/// Invariant 2, as anybody can check it.
+#[test]
+fn the_ledger_shows_that_each_sample_was_used_exactly_once() {
+    let place = Place::new();
+    let data = pictures(&place);
+    let run = |workers: &str, steps: &str| {
+        let steps = format!("train.steps={steps}");
+        let run = place.run(
+            "run",
+            &[
+                "--resume",
+                "--workers",
+                workers,
+                "--set",
+                &data,
+                "--set",
+                "data.shard_samples=16",
+                "--set",
+                &steps,
+            ],
+        );
+        assert!(run.status.success(), "{}", text(&run));
+    };
+    run("2", "4");
+    run("3", "7");
+    let run_dir = place.run_dir("run");
+    for epoch in ["0", "1", "2"] {
+        let (code, told) = ledger(&run_dir, &["--epoch", epoch]);
+        assert_eq!(code, Some(0), "{told}");
+        for says in [
+            "of 70 samples: 64 done, 0 assigned, 6 left out, 0 nowhere, 0 more than once",
+            "each sample stands exactly once",
+            "replica 3\n",
+        ] {
+            assert!(told.contains(says), "{says:?} in {told}");
+        }
+    }
+    // In mid-epoch it isn't over, and that is no fault.
+    let (code, told) = ledger(&run_dir, &["--epoch", "3"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(
+        told.contains("it ends at step 8, and the job has reached step 7"),
+        "{told}"
+    );
+    let (code, told) = ledger(&run_dir, &["--epoch", "9"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("not begun"), "{told}");
+    // Another generation brings it to its end.
+    run("1", "8");
+    let (code, told) = ledger(&run_dir, &["--epoch", "3", "--json"]);
+    assert_eq!(code, Some(0), "{told}");
+    let json = told.lines().find(|line| line.starts_with('{')).unwrap();
+    let epoch: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(epoch["each_exactly_once"], true, "{epoch}");
+    let rows = epoch["rows"].as_array().unwrap();
+    for generation in [2, 3] {
+        let read = rows.iter().filter(|row| row["generation"] == generation);
+        let read =
+            read.map(|row| row["part"][1].as_u64().unwrap() - row["part"][0].as_u64().unwrap());
+        assert_eq!(read.sum::<u64>(), 32, "{epoch}");
+    }
+    let (code, told) = ledger(&run_dir, &[]);
+    assert_eq!(code, Some(0), "{told}");
+    for says in [
+        "job small",
+        "reached step 8, in epoch 4",
+        "steps 0 to 4",
+        "steps 4 to 7",
+        "steps 7 to 8",
+        "rank 2  replicas 2..4",
+        "checkpoints/step-00000008",
+        "generation 2  joined  worker ",
+        "complete at step 8",
+    ] {
+        assert!(told.contains(says), "{says:?} in {told}");
+    }
+    let (code, told) = ledger(&run_dir, &["--json"]);
+    assert_eq!(code, Some(0), "{told}");
+    let json = told.lines().find(|line| line.starts_with('{')).unwrap();
+    let history: serde_json::Value = serde_json::from_str(json).unwrap();
+    assert_eq!(history["generations"][1]["from_step"], 4, "{history}");
+    assert_eq!(history["step"], 8);
+
+    // A ledger that is wrong is found out.
+    let tamper = |statement: &str| {
+        let tables = rusqlite::Connection::open(run_dir.join("ledger.sqlite")).unwrap();
+        assert!(tables.execute(statement, []).unwrap() > 0, "{statement}");
+    };
+    tamper("DELETE FROM spans WHERE epoch = 0 AND replica = 2");
+    let (code, told) = ledger(&run_dir, &["--epoch", "0"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(
+        told.contains("16 nowhere") && told.contains("stands nowhere"),
+        "{told}"
+    );
+    assert!(told.contains("  shard "), "{told}");
+    tamper("INSERT INTO tails VALUES (1, 0, 3, 2)");
+    let (code, told) = ledger(&run_dir, &["--epoch", "1"]);
+    assert_eq!(code, Some(1), "{told}");
+    assert!(told.contains("shard 0 [3..5] stands 2 times"), "{told}");
+}
+
+#[test]
+fn the_ledger_is_read_while_the_job_runs_and_what_is_none_is_refused() {
+    let place = Place::new();
+    let (code, told) = ledger(&place.run_dir("nowhere"), &[]);
+    assert_eq!(code, Some(64), "{told}");
+    assert!(told.contains("nowhere"), "{told}");
+    let (code, told) = ledger(place.path(), &["--epoch", "0"]);
+    assert_eq!(code, Some(64), "{told}");
+    assert!(told.contains("ledger.sqlite"), "{told}");
+    let served = place.serve("run", &["--set", "train.steps=100000"]);
+    let _worker = place.worker(&served.url, "worker");
+    served.wait("step 3", |status| status["step"].as_u64() >= Some(3));
+    let (code, told) = ledger(&place.run_dir("run"), &[]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("joined"), "{told}");
+    let (code, told) = ledger(&place.run_dir("run"), &["--epoch", "0"]);
+    assert_eq!(code, Some(0), "{told}");
+    assert!(told.contains("worker 1  assigned"), "{told}");
+}

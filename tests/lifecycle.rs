@@ -180,50 +180,65 @@ fn a_worker_waits_for_a_coordinator_that_comes_later() {
     assert_eq!(place.newest("late"), 8);
 }
 
+/// Nothing waits for ever, and nothing that was computed is lost.
 #[test]
-fn a_worker_that_is_told_to_go_ends_the_job_in_good_order() {
+fn a_job_that_waits_in_vain_saves_its_state_and_says_for_whom_it_waited() {
     let place = Place::new();
-    let long = ["--set", "train.steps=100000", "--set", "workers.min=2"];
-    let served = place.serve("left", &long);
-    let mut first = place.worker(&served.url, "first");
-    let mut second = place.worker(&served.url, "second");
-    served.wait("step 3", |status| status["step"].as_u64() >= Some(3));
-    second.signal("TERM");
-    // The job isn't done: all of them are to come back.
-    assert_eq!(second.wait(), 75, "{}", second.log());
-    assert_eq!(first.wait(), 75, "{}", first.log());
-    let Served { mut process, .. } = served;
-    assert_eq!(process.wait(), 75, "{}", process.log());
-    assert!(
-        process.log().contains("drained at step"),
-        "{}",
-        process.log()
-    );
-    assert!(place.newest("left") >= 3);
-}
-
-#[test]
-fn a_lost_worker_ends_the_job_with_its_name() {
-    let place = Place::new();
-    let long = ["--set", "train.steps=100000", "--set", "workers.min=2"];
+    let long = [
+        "--set",
+        "train.steps=100000",
+        "--set",
+        "workers.min=2",
+        "--set",
+        "deadlines.join=4s",
+    ];
     let served = place.serve("lost", &long);
     let mut first = place.worker(&served.url, "first");
     let mut second = place.worker(&served.url, "second");
-    served.wait("a checkpoint", |status| !status["checkpoints"][0].is_null());
+    let status = served.wait("step 6", |status| status["step"].as_u64() >= Some(6));
     let pid = second.pid();
     second.kill();
-    assert_eq!(first.wait(), 1, "{}", first.log());
+    assert_eq!(first.wait(), 0, "{}", first.log());
     let Served { mut process, .. } = served;
     assert_eq!(process.wait(), 1, "{}", process.log());
     let log = process.log();
     assert!(
-        log.contains(&format!("pid {pid}")) && log.contains("lost worker"),
+        log.contains(&format!("pid {pid}")) && log.contains("waiting for workers: 1 of 2 ready"),
         "{log}"
     );
-    let on = place.newest("lost") + 4;
+    let saved = place.newest("lost");
+    assert!(Some(saved) >= status["step"].as_u64(), "{saved} {status}");
+    let on = saved + 4;
     let resumed = place.run("lost", &["--resume", "--set", &format!("train.steps={on}")]);
     assert!(resumed.status.success(), "{}", text(&resumed));
     place.digest("lost", on);
+}
+
+#[test]
+fn a_local_run_goes_on_without_a_worker_that_dies() {
+    let place = Place::new();
+    let steps = ["--set", "train.steps=150"];
+    let mut command = Command::new(COORD);
+    command.arg("run").arg(job()).args(["--workers", "2"]);
+    command.arg("--run-dir").arg(place.run_dir("run"));
+    command.args(["--set", &shared_cache()]).args(steps);
+    let mut run = Process::start(command, &place.path().join("run.log"));
+    let metrics = place.run_dir("run").join("metrics.jsonl");
+    processes::wait_until("the first steps", || {
+        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
+    });
+    let children = Command::new("pgrep")
+        .args(["-P", &run.pid().to_string()])
+        .output()
+        .unwrap();
+    let children = String::from_utf8(children.stdout).unwrap();
+    let child = children.lines().next().unwrap();
+    let killed = Command::new("kill").args(["-9", child]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(run.wait(), 0, "{}", run.log());
+    assert!(run.log().contains("1 go on"), "{}", run.log());
+    assert!(place.run("whole", &steps).status.success());
+    assert_eq!(place.digest("run", 150), place.digest("whole", 150));
 }
 
 /// Invariant 5.
@@ -235,6 +250,8 @@ fn training_goes_on_without_the_coordinator() {
         "train.steps=60",
         "--set",
         "checkpoint.every_steps=0",
+        "--set",
+        "deadlines.coordinator=2s",
     ];
     let mut served = place.serve("alone", &steps);
     let mut worker = place.worker(&served.url, "worker");
@@ -309,16 +326,39 @@ fn a_run_directory_holds_one_job() {
 }
 
 #[test]
-fn a_coordinator_that_is_told_to_go_drains_the_job() {
+fn a_local_run_that_is_told_to_go_drains() {
     let place = Place::new();
-    let served = place.serve("drained", &["--set", "train.steps=100000"]);
-    let mut worker = place.worker(&served.url, "worker");
-    served.wait("step 3", |status| status["step"].as_u64() >= Some(3));
-    served.process.signal("TERM");
-    assert_eq!(worker.wait(), 75, "{}", worker.log());
-    let Served { mut process, .. } = served;
-    assert_eq!(process.wait(), 75, "{}", process.log());
-    assert!(place.newest("drained") >= 3);
+    let mut command = Command::new(COORD);
+    command.arg("run").arg(job()).args(["--workers", "2"]);
+    command.arg("--run-dir").arg(place.run_dir("run"));
+    command.args(["--set", &shared_cache(), "--set", "train.steps=100000"]);
+    let mut run = Process::start(command, &place.path().join("run.log"));
+    let metrics = place.run_dir("run").join("metrics.jsonl");
+    processes::wait_until("the first steps", || {
+        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
+    });
+    run.signal("TERM");
+    assert_eq!(run.wait(), 75, "{}", run.log());
+    let reached = place.newest("run");
+    assert!(
+        run.log().contains(&format!("drained at step {reached}")),
+        "{}",
+        run.log()
+    );
+}
+
+#[test]
+fn a_run_directory_of_another_job_is_refused() {
+    let place = Place::new();
+    assert!(place.run("run", &[]).status.success());
+    let command = place.serve_command("127.0.0.1:0", "run", &["--set", "job.seed=8"]);
+    let refused = output(command);
+    assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
+    assert!(
+        text(&refused).contains("job.seed is 8, was 7"),
+        "{}",
+        text(&refused)
+    );
 }
 
 #[test]

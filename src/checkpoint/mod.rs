@@ -2,7 +2,8 @@
 //!
 //! A checkpoint is a folder `step-00000500` of safetensors files and a manifest. It is written
 //! under another name and renamed when every byte is on disk, so whoever sees the folder sees all
-//! of it. Every file is known by its length and SHA-256, the manifest by its own checksum, and the
+//! of it. Writers are fenced by generation: one that a newer generation has superseded takes nothing
+//! of that one's away. Every file is known by its length and SHA-256, the manifest by its own checksum, and the
 //! training state by a [`digest`] that doesn't depend on how it is encoded: two runs of a job
 //! agree if and only if their digests do.
 //!
@@ -11,14 +12,17 @@
 
 mod disk;
 mod manifest;
+mod reading;
 mod state;
 mod store;
+mod temporary;
 
 pub use manifest::{Description, FORMAT, FileInfo, Manifest, read_manifest};
+pub use reading::{read, read_file};
 pub use state::{Kind, Snapshot, TensorData, digest};
-pub use store::{Store, Stored, read, read_file};
+pub use store::{Store, Stored};
 
-use crate::ids::Step;
+use crate::ids::{Generation, Step};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -35,9 +39,10 @@ pub enum CheckpointError {
         /// Why not.
         source: io::Error,
     },
-    /// There is no space left. The checkpoints that were there are untouched.
+    /// There is no space left, or a file may not become as long. The checkpoints that were there are
+    /// untouched.
     #[error(
-        "{path}: the disk is full ({source}); earlier checkpoints are untouched: free some space, or lower checkpoint.keep_last",
+        "{path}: there is no room for it ({source}); earlier checkpoints are untouched: free some space, lower checkpoint.keep_last, or raise the limits on space and file size (quota, ulimit -f)",
         path = path.display()
     )]
     DiskFull {
@@ -103,6 +108,20 @@ pub enum CheckpointError {
         /// The digest of the state that was to be written.
         computed: String,
     },
+    /// A newer generation writes here: this writer was paused, or cut off, and the job goes on
+    /// without it. Nothing was replaced or removed.
+    #[error(
+        "{path}: generation {generation} is over, for generation {newer} writes checkpoints here now: it is left as it is. If no newer generation can be running, two jobs share this folder",
+        path = path.display()
+    )]
+    Superseded {
+        /// What would have been replaced or removed.
+        path: PathBuf,
+        /// The writer's generation.
+        generation: Generation,
+        /// The newest one that has left a trace.
+        newer: Generation,
+    },
     /// The state can't be written as it is.
     #[error("{name}: can't be checkpointed: {detail}")]
     State {
@@ -130,6 +149,7 @@ impl CheckpointError {
         match source.kind() {
             io::ErrorKind::StorageFull
             | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge
             | io::ErrorKind::WriteZero => Self::DiskFull { path, source },
             _ => Self::Io {
                 operation,

@@ -2,25 +2,25 @@
 //! newest whole one, and letting old ones go.
 
 use super::disk::{Disk, FileSystem};
-use super::manifest::{self, unreadable};
-use super::state::{self, Snapshot, TensorData, digest};
+use super::manifest;
+use super::reading::{SUFFIX, read};
+use super::state::{self, Snapshot, digest};
+use super::temporary::{Owner, Temporary};
 use super::{CheckpointError, Description, FileInfo, Manifest, read_manifest};
-use crate::ids::Step;
+use crate::faults::{self, Point};
+use crate::ids::{Generation, Step};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-const SUFFIX: &str = ".safetensors";
-/// Folders whose names begin so are being written or removed, or are what a crash left of that.
-const TEMPORARY: &str = ".tmp-step-";
-
 /// The checkpoints of a run, usually `<run_dir>/checkpoints`.
 ///
-/// One writer at a time: [`write`](Self::write) and [`retain`](Self::retain) take away what they
-/// find half written. A second writer makes one of the two fail, and harms nothing else. Readers
-/// need no care.
+/// A generation has one writer. One of a newer generation takes away what older ones have left half
+/// written; an older one that doesn't know of it yet finds its traces, and then replaces and removes
+/// nothing any more. Should several write the same state at a time, one whole checkpoint comes of
+/// it. Readers need no care.
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
@@ -34,6 +34,17 @@ pub struct Stored {
     pub path: PathBuf,
     /// Its manifest.
     pub manifest: Manifest,
+}
+
+/// Tries to write a checkpoint and to give it its name, when other writers come and go there.
+const ATTEMPTS: u32 = 5;
+
+/// What is where a checkpoint is to be.
+enum Found {
+    Nothing,
+    /// A whole checkpoint of the same state.
+    Same(Box<Manifest>),
+    Damaged(CheckpointError),
 }
 
 impl Store {
@@ -67,6 +78,8 @@ impl Store {
     ///
     /// # Errors
     /// [`CheckpointError::TwoHistories`] if another state of the same step is there;
+    /// [`CheckpointError::Superseded`] if a newer generation than `about`'s has written here, and
+    /// this write would need to replace something, or has been swept away;
     /// [`CheckpointError::DiskFull`] and [`CheckpointError::Io`] from the disk.
     pub fn write(
         &self,
@@ -75,37 +88,71 @@ impl Store {
     ) -> Result<Manifest, CheckpointError> {
         state::check(snapshot)?;
         let computed = digest(snapshot);
-        let target = self.path(snapshot.step);
         self.create()?;
-        self.sweep();
-        if let Some(manifest) = self.present(&target, snapshot.step, &computed)? {
-            return Ok(manifest);
-        }
-        let temporary = self.temporary(snapshot.step, "new");
-        let written = self
-            .fill(&temporary, snapshot, about, &computed)
-            .and_then(|manifest| {
-                match self.disk.rename(&temporary, &target) {
-                    Ok(()) => {}
-                    // Another writer was quicker.
-                    Err(error) if is_taken(&error) => {
-                        return match self.present(&target, snapshot.step, &computed)? {
-                            Some(manifest) => {
-                                self.clear(&temporary);
-                                Ok(manifest)
-                            }
-                            None => Err(CheckpointError::io("rename to it", &target, error)),
-                        };
-                    }
-                    Err(error) => return Err(CheckpointError::io("rename to it", &target, error)),
+        let mut attempts = 1..ATTEMPTS;
+        loop {
+            self.sweep(about.generation);
+            match self.found(snapshot.step, &computed)? {
+                Found::Same(manifest) => return Ok(*manifest),
+                // Before the work rather than after it.
+                Found::Damaged(_) => {
+                    self.check_newest(about.generation, &self.path(snapshot.step))?;
                 }
-                self.sync(&self.dir)?;
-                Ok(manifest)
-            });
-        if written.is_err() {
-            self.clear(&temporary);
+                Found::Nothing => {}
+            }
+            let temporary = Temporary::new(&self.dir, snapshot.step, about.generation, "new");
+            let written = self
+                .fill(temporary.path(), snapshot, about, &computed)
+                .and_then(|manifest| self.publish(&temporary, manifest, about.generation));
+            let Err(error) = written else {
+                return written;
+            };
+            if !is_missing(&error) || temporary.path().exists() {
+                self.clear(temporary.path());
+                return Err(error);
+            }
+            // A newer generation took the folder for what a crash had left. Maybe it has written
+            // the same state by now; maybe it has left no trace yet, and is none the worse for
+            // another attempt.
+            self.check_newest(about.generation, temporary.path())?;
+            if attempts.next().is_none() {
+                return Err(error);
+            }
         }
-        written
+    }
+
+    /// Gives the finished folder `temporary` its name, unless the same state has it already.
+    fn publish(
+        &self,
+        temporary: &Temporary,
+        manifest: Manifest,
+        generation: Generation,
+    ) -> Result<Manifest, CheckpointError> {
+        let (step, target) = (manifest.step, self.path(manifest.step));
+        for _ in 0..ATTEMPTS {
+            match self.disk.rename(temporary.path(), &target) {
+                Ok(()) => {
+                    self.sync(&self.dir)?;
+                    return Ok(manifest);
+                }
+                Err(error) if is_taken(&error) => {}
+                Err(error) => return Err(CheckpointError::io("rename to it", &target, error)),
+            }
+            match self.found(step, &manifest.digest)? {
+                // Another writer was quicker.
+                Found::Same(manifest) => {
+                    self.clear(temporary.path());
+                    return Ok(*manifest);
+                }
+                Found::Damaged(error) => {
+                    tracing::warn!(%error, "replacing a damaged checkpoint");
+                    self.displace(step, generation)?;
+                }
+                Found::Nothing => {}
+            }
+        }
+        let error = io::ErrorKind::ResourceBusy.into();
+        Err(CheckpointError::io("rename to it", &target, error))
     }
 
     /// The checkpoints that are there, oldest first. They are not verified; what is being written
@@ -148,54 +195,101 @@ impl Store {
     }
 
     /// Removes all checkpoints but the newest `keep_last` and those whose step is a multiple of
-    /// `keep_every` (0: no such), and says which went. The newest always stays. One that is half
-    /// removed is not in sight.
+    /// `keep_every` (0: no such), and says which went. One that is half removed is not in sight.
+    ///
+    /// `newest` is the caller's own newest, and `generation` the one that it writes for: what is
+    /// newer than that is not the caller's to judge, and stays. `newest` always stays. What another
+    /// retention has removed meanwhile is gone, and that is that.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] from the disk.
-    pub fn retain(&self, keep_last: u32, keep_every: u64) -> Result<Vec<Step>, CheckpointError> {
-        let found = self.list()?;
-        let old = found.len().saturating_sub(keep_last.max(1) as usize);
+    /// [`CheckpointError::Superseded`] if a newer generation has written here and there is something
+    /// to remove; [`CheckpointError::Io`] from the disk.
+    pub fn retain(
+        &self,
+        keep_last: u32,
+        keep_every: u64,
+        newest: Step,
+        generation: Generation,
+    ) -> Result<Vec<Step>, CheckpointError> {
+        let mut found = self.list()?;
+        found.retain(|(step, _)| *step <= newest);
+        found.truncate(found.len().saturating_sub(keep_last.max(1) as usize));
+        found.retain(|(step, _)| keep_every == 0 || !step.0.is_multiple_of(keep_every));
+        // Nothing to remove, nothing to ask.
+        if let Some((_, path)) = found.first() {
+            self.check_newest(generation, path)?;
+        }
         let mut removed = Vec::new();
-        for (step, path) in found.into_iter().take(old) {
-            if keep_every > 0 && step.0.is_multiple_of(keep_every) {
-                continue;
+        for (step, path) in found {
+            let temporary = Temporary::new(&self.dir, step, generation, "old");
+            if self.take_away(&path, &temporary)? {
+                removed.push(step);
             }
-            self.remove(step, &path)?;
-            removed.push(step);
         }
         Ok(removed)
     }
 
-    /// The checkpoint at `target`, if it is whole and holds the state `computed`. A damaged one is
-    /// taken out of the way.
-    fn present(
-        &self,
-        target: &Path,
-        step: Step,
-        computed: &str,
-    ) -> Result<Option<Manifest>, CheckpointError> {
+    /// What is there of `step`, where the state `computed` is expected.
+    fn found(&self, step: Step, computed: &str) -> Result<Found, CheckpointError> {
+        let target = self.path(step);
         match target.try_exists() {
             Ok(true) => {}
-            Ok(false) => return Ok(None),
-            Err(error) => return Err(CheckpointError::io("look for", target, error)),
+            Ok(false) => return Ok(Found::Nothing),
+            Err(error) => return Err(CheckpointError::io("look for", &target, error)),
         }
-        match read(target) {
-            Ok((manifest, _)) if manifest.digest == computed => Ok(Some(manifest)),
+        match read(&target) {
+            Ok((manifest, _)) if manifest.digest == computed => Ok(Found::Same(Box::new(manifest))),
             Ok((manifest, _)) => Err(CheckpointError::TwoHistories {
-                path: target.to_owned(),
+                path: target,
                 step,
                 stored: manifest.digest,
                 computed: computed.to_owned(),
             }),
             Err(
                 error @ (CheckpointError::Damaged { .. } | CheckpointError::NoCheckpoint { .. }),
-            ) => {
-                tracing::warn!(%error, "replacing a damaged checkpoint");
-                self.remove(step, target)?;
-                Ok(None)
-            }
+            ) => Ok(Found::Damaged(error)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Takes a damaged checkpoint of `step` out of the way.
+    fn displace(&self, step: Step, generation: Generation) -> Result<(), CheckpointError> {
+        let target = self.path(step);
+        self.check_newest(generation, &target)?;
+        let temporary = Temporary::new(&self.dir, step, generation, "old");
+        match self.disk.rename(&target, temporary.path()) {
+            Ok(()) => {}
+            // Somebody else did it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(CheckpointError::io("rename", &target, error)),
+        }
+        // Under this name nobody else changes it. If this writer slept since it found the damage, a
+        // newer one may have put a whole checkpoint there.
+        if read(temporary.path()).is_ok() && self.disk.rename(temporary.path(), &target).is_ok() {
+            return Ok(());
+        }
+        self.clear(temporary.path());
+        Ok(())
+    }
+
+    /// An error if a newer generation than this has written here: a writer that is superseded must
+    /// leave `path` alone.
+    fn check_newest(&self, generation: Generation, path: &Path) -> Result<(), CheckpointError> {
+        let half_done = self
+            .temporaries()
+            .into_iter()
+            .map(|(_, owner)| owner.generation);
+        let whole = self.folders()?.into_iter().filter_map(|(_, path)| {
+            // One that can't be read says nothing.
+            Some(read_manifest(&path).ok()?.generation)
+        });
+        match half_done.chain(whole).max() {
+            Some(newer) if newer > generation => Err(CheckpointError::Superseded {
+                path: path.to_owned(),
+                generation,
+                newer,
+            }),
+            _ => Ok(()),
         }
     }
 
@@ -215,6 +309,7 @@ impl Store {
             let file = format!("{name}{SUFFIX}");
             let bytes = state::encode(&file, tensors)?;
             self.put(&temporary.join(&file), &bytes)?;
+            faults::pass(Point::CheckpointWrite);
             let info = FileInfo {
                 bytes: bytes.len() as u64,
                 sha256: state::sha256(&bytes),
@@ -255,25 +350,45 @@ impl Store {
         }
     }
 
-    /// Takes a checkpoint out of sight, then away.
-    fn remove(&self, step: Step, path: &Path) -> Result<(), CheckpointError> {
-        let temporary = self.temporary(step, "old");
-        self.clear(&temporary);
-        self.disk
-            .rename(path, &temporary)
-            .map_err(|error| CheckpointError::io("rename", path, error))?;
-        self.clear(&temporary);
-        Ok(())
+    /// Takes a folder out of sight, then away; false if it was gone. Once it has a name of this
+    /// writer's, whoever was at work in it finds nothing to go on with, and can't publish half of
+    /// it.
+    fn take_away(&self, path: &Path, temporary: &Temporary) -> Result<bool, CheckpointError> {
+        match self.disk.rename(path, temporary.path()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(CheckpointError::io("rename", path, error)),
+        }
+        self.clear(temporary.path());
+        Ok(true)
     }
 
-    /// Removes what crashes have left. What can't be removed is not in anybody's way.
-    fn sweep(&self) {
-        let Ok(entries) = fs::read_dir(&self.dir) else {
+    /// Temporary folders, and whose they are.
+    fn temporaries(&self) -> Vec<(PathBuf, Owner)> {
+        let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let owned = |entry: fs::DirEntry| {
+            let owner = Owner::of(entry.file_name().to_str()?)?;
+            Some((entry.path(), owner))
+        };
+        entries.filter_map(owned).collect()
+    }
+
+    /// Removes what older generations and this writer's own failures have left, unless a newer
+    /// generation is at work. What can't be removed is not in anybody's way.
+    fn sweep(&self, generation: Generation) {
+        let mut left = self.temporaries();
+        left.retain(|(_, owner)| owner.is_leftover(generation));
+        let Some((first, _)) = left.first() else {
             return;
         };
-        for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(TEMPORARY) {
-                self.clear(&entry.path());
+        if let Err(error) = self.check_newest(generation, first) {
+            tracing::warn!(%error, "temporary folders are not swept");
+            return;
+        }
+        for (path, _) in left {
+            let temporary = Temporary::new(&self.dir, Step(0), generation, "old");
+            if let Err(error) = self.take_away(&path, &temporary) {
+                tracing::warn!(%error, "a temporary folder stays; the next checkpoint will try again");
             }
         }
     }
@@ -294,14 +409,6 @@ impl Store {
             ),
             _ => {}
         }
-    }
-
-    fn temporary(&self, step: Step, what: &str) -> PathBuf {
-        self.dir.join(format!(
-            "{TEMPORARY}{:08}-{}-{what}",
-            step.0,
-            std::process::id()
-        ))
     }
 
     /// Folders that are named like checkpoints, oldest first.
@@ -344,88 +451,8 @@ fn is_taken(error: &io::Error) -> bool {
     )
 }
 
-/// Reads the checkpoint in the folder `dir` and verifies all of it: the manifest, every file's
-/// length and SHA-256, and the state's digest.
-///
-/// # Errors
-/// [`CheckpointError::Damaged`] names the first file that is not what was written;
-/// [`CheckpointError::NoCheckpoint`] if there is no manifest at all.
-pub fn read(dir: &Path) -> Result<(Manifest, Snapshot), CheckpointError> {
-    let manifest = read_manifest(dir)?;
-    let mut snapshot = Snapshot {
-        step: manifest.step,
-        files: BTreeMap::new(),
-    };
-    for (file, info) in &manifest.files {
-        let name = state_name(dir, file)?;
-        snapshot
-            .files
-            .insert(name.to_owned(), verified(&dir.join(file), info)?);
-    }
-    let computed = digest(&snapshot);
-    if computed != manifest.digest {
-        return Err(CheckpointError::damaged(
-            &dir.join(manifest::FILE),
-            format!(
-                "it gives the state's digest as {}, but the files hold {computed}",
-                manifest.digest
-            ),
-        ));
-    }
-    Ok((manifest, snapshot))
-}
-
-/// Reads and verifies one file of the checkpoint in the folder `dir`, such as `generator`.
-///
-/// # Errors
-/// [`CheckpointError::NoSuchFile`] if the checkpoint has none of this name, otherwise as [`read`].
-pub fn read_file(dir: &Path, file: &str) -> Result<(Manifest, Vec<TensorData>), CheckpointError> {
-    let manifest = read_manifest(dir)?;
-    let name = format!("{}{SUFFIX}", file.strip_suffix(SUFFIX).unwrap_or(file));
-    let Some(info) = manifest.files.get(&name) else {
-        let present: Vec<&str> = manifest.files.keys().map(String::as_str).collect();
-        return Err(CheckpointError::NoSuchFile {
-            path: dir.to_owned(),
-            file: name,
-            present: present.join(", "),
-        });
-    };
-    state_name(dir, &name)?;
-    let tensors = verified(&dir.join(&name), info)?;
-    Ok((manifest, tensors))
-}
-
-/// `generator` of `generator.safetensors`. A manifest is not trusted to name other places.
-fn state_name<'a>(dir: &Path, file: &'a str) -> Result<&'a str, CheckpointError> {
-    file.strip_suffix(SUFFIX)
-        .filter(|name| state::is_file_name(name))
-        .ok_or_else(|| {
-            CheckpointError::damaged(
-                &dir.join(manifest::FILE),
-                format!("{file:?} is no name for a file of a checkpoint"),
-            )
-        })
-}
-
-fn verified(path: &Path, info: &FileInfo) -> Result<Vec<TensorData>, CheckpointError> {
-    let length = fs::metadata(path)
-        .map_err(|error| unreadable(path, error))?
-        .len();
-    if length != info.bytes {
-        return Err(CheckpointError::damaged(
-            path,
-            format!("{length} bytes, expected {}", info.bytes),
-        ));
-    }
-    let bytes = fs::read(path).map_err(|error| unreadable(path, error))?;
-    let found = state::sha256(&bytes);
-    if found != info.sha256 {
-        return Err(CheckpointError::damaged(
-            path,
-            format!("SHA-256 {found}, expected {}", info.sha256),
-        ));
-    }
-    state::decode(path, &bytes)
+fn is_missing(error: &CheckpointError) -> bool {
+    matches!(error, CheckpointError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound)
 }
 
 #[cfg(test)]

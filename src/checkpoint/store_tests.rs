@@ -1,10 +1,14 @@
 //! Crashes, full disks and damage: invariant 6, a checkpoint is whole or invisible.
 
 use super::super::manifest::tests::about;
+use super::super::read_file;
 use super::super::state::tests::{any_snapshot, tiny};
 use super::*;
 use proptest::prelude::*;
 use std::sync::Mutex;
+
+#[path = "store_fencing_tests.rs"]
+mod fencing;
 
 /// How a disk goes wrong.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +18,8 @@ enum Fault {
     Killed(usize),
     /// Files of more than so many bytes in all don't fit; everything else works.
     Full(usize),
+    /// A file of more than so many bytes is refused.
+    Short(usize),
     /// Nothing goes wrong; operations are only recorded.
     None,
 }
@@ -77,6 +83,13 @@ impl Disk for FaultyDisk {
         if matches!(self.fault, Fault::Full(space) if *written > space) {
             FileSystem.write(path, &content[..content.len() / 2])?;
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if let Fault::Short(limit) = self.fault
+            && content.len() > limit
+        {
+            FileSystem.write(path, &content[..limit])?;
+            // EFBIG, as under `ulimit -f`.
+            return Err(io::Error::from_raw_os_error(27));
         }
         FileSystem.write(path, content)
     }
@@ -241,10 +254,13 @@ fn content_is_on_disk_before_the_name_and_the_manifest_is_last() {
     let dir = folder();
     let (disk, store) = FaultyDisk::store(Fault::None, &dir.path().join("checkpoints"));
     store.write(&tiny(5), &about()).unwrap();
-    let temporary = format!(".tmp-step-00000005-{}-new", std::process::id());
+    let operations = disk.operations();
+    let temporary = operations[2].strip_prefix("create_folder ").unwrap();
+    let start = format!(".tmp-step-00000005-g5-{}-", std::process::id());
+    assert!(temporary.starts_with(&start), "{temporary}");
     // `write` returns when the content is on the disk.
     assert_eq!(
-        disk.operations(),
+        operations,
         [
             "create_folders checkpoints",
             &format!("sync {}", dir.path().file_name().unwrap().to_string_lossy()),
@@ -339,7 +355,7 @@ fn killed_at_every_operation_retention_leaves_whole_checkpoints() {
     let operations = killed_everywhere(
         |dir| store(dir, &[1, 2, 3, 4]),
         |store| {
-            let done = store.retain(1, 2).is_ok();
+            let done = store.retain(1, 2, Step(4), about().generation).is_ok();
             assert_whole(store);
             assert!(steps(store).contains(&2) && steps(store).contains(&4));
             done
@@ -380,12 +396,36 @@ fn a_full_disk_leaves_the_last_good_checkpoint_and_no_trace() {
 }
 
 #[test]
+fn a_file_that_may_not_be_as_long_is_no_room_either() {
+    let mut refused = 0;
+    for limit in (0..3000).step_by(100) {
+        let dir = folder();
+        let healthy = store(dir.path(), &[1]);
+        let (_, limited) = FaultyDisk::store(Fault::Short(limit), healthy.dir());
+        if let Err(error) = limited.write(&tiny(2), &about()) {
+            refused += 1;
+            assert!(matches!(error, CheckpointError::DiskFull { .. }), "{error}");
+            assert!(error.to_string().contains("ulimit -f"), "{error}");
+            assert_eq!(entries(healthy.dir()), ["step-00000001"]);
+            assert_whole(&healthy);
+        }
+    }
+    assert!((5..30).contains(&refused), "{refused} of 30 limits");
+}
+
+#[test]
 fn retention_keeps_the_last_and_the_multiples() {
     let dir = folder();
     let store = store(dir.path(), &[10, 20, 25, 30, 40, 50]);
-    assert_eq!(store.retain(2, 20).unwrap(), [10, 25, 30].map(Step));
+    let retain = |keep_last, keep_every| {
+        let generation = about().generation;
+        store
+            .retain(keep_last, keep_every, Step(50), generation)
+            .unwrap()
+    };
+    assert_eq!(retain(2, 20), [10, 25, 30].map(Step));
     assert_eq!(steps(&store), [20, 40, 50]);
-    assert_eq!(store.retain(0, 0).unwrap(), [20, 40].map(Step));
+    assert_eq!(retain(0, 0), [20, 40].map(Step));
     assert_eq!(steps(&store), [50], "the newest always stays");
     assert_eq!(entries(store.dir()), ["step-00000050"]);
     assert_whole(&store);

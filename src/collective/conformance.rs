@@ -3,6 +3,10 @@
 //! [`suite!`] turns a function that forms a group into one test for each promise of
 //! [`Collective`].
 
+mod copying;
+
+pub(super) use copying::*;
+
 use super::abort::Abort;
 use super::error::CollectiveError;
 use super::in_process::InProcess;
@@ -73,6 +77,34 @@ macro_rules! suite {
         #[test]
         fn a_barrier_waits_for_the_last_rank() {
             crate::collective::conformance::barrier($form);
+        }
+        #[test]
+        fn a_gather_tells_everybody_every_word() {
+            crate::collective::conformance::words($form);
+        }
+        #[test]
+        fn a_copy_is_the_holders_vector_bit_for_bit() {
+            crate::collective::conformance::copies($form);
+        }
+        #[test]
+        fn a_gather_a_copy_and_a_reduction_follow_each_other() {
+            crate::collective::conformance::in_a_row($form);
+        }
+        #[test]
+        fn an_impossible_list_of_holders_is_refused_before_anything_is_sent() {
+            crate::collective::conformance::impossible_holders($form);
+        }
+        #[test]
+        fn ranks_that_copy_and_reduce_or_copy_otherwise_name_the_difference() {
+            crate::collective::conformance::copies_out_of_step($form);
+        }
+        #[test]
+        fn a_holder_that_dies_in_the_middle_of_a_copy_is_an_error_on_everyone() {
+            crate::collective::conformance::death_of_a_holder($form);
+        }
+        #[test]
+        fn a_rank_that_is_missing_from_a_copy_is_named_at_the_deadline() {
+            crate::collective::conformance::missing_from_a_copy($form);
         }
     };
 }

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 /// Why a collective, or the forming of one, did not complete.
 ///
-/// After any error but [`Vectors`](CollectiveError::Vectors) the collective is of no more use: its
-/// connections are closed, so that the other ranks learn of it, and a new generation is needed.
+/// After any error but [`Vectors`](CollectiveError::Vectors) and
+/// [`Holders`](CollectiveError::Holders) the collective is of no more use: its connections are
+/// closed, so that the other ranks learn of it, and a new generation is needed.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectiveError {
     /// The membership contradicts itself.
@@ -29,6 +30,15 @@ pub enum CollectiveError {
         /// What is wrong with them.
         #[source]
         fault: VectorFault,
+    },
+    /// The caller's list of holders is impossible. Nothing was sent.
+    #[error("the list of holders on rank {rank} is impossible: {fault}")]
+    Holders {
+        /// This worker.
+        rank: Rank,
+        /// What is wrong with it.
+        #[source]
+        fault: HolderFault,
     },
     /// The address for incoming connections is not to be had.
     #[error("can't listen on {address}: {source}; choose another address or port")]
@@ -148,6 +158,10 @@ pub enum Operation {
     Reduce,
     /// To reach the barrier.
     Barrier,
+    /// To say its word in a gather: the step of the state that it holds.
+    Gather,
+    /// To send or take its part of a copy.
+    Copy,
 }
 
 impl fmt::Display for Operation {
@@ -156,6 +170,8 @@ impl fmt::Display for Operation {
             Operation::Connect => "connect",
             Operation::Reduce => "do its part of a reduction",
             Operation::Barrier => "reach the barrier",
+            Operation::Gather => "take part in the exchange of steps",
+            Operation::Copy => "copy the state",
         })
     }
 }
@@ -236,6 +252,30 @@ pub enum VectorFault {
         found: usize,
         /// The mean's.
         expected: usize,
+    },
+}
+
+/// Why a vector can't be copied from such holders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HolderFault {
+    /// Nobody to copy from.
+    #[error("it is empty")]
+    Empty,
+    /// Not in rising order, or a rank is there twice.
+    #[error("rank {second} comes after rank {first}, but ranks must rise")]
+    Order {
+        /// A rank.
+        first: Rank,
+        /// The one after it.
+        second: Rank,
+    },
+    /// No such rank.
+    #[error("there is no rank {rank} among {world_size} workers")]
+    NoSuchRank {
+        /// The one that is listed.
+        rank: Rank,
+        /// How many there are.
+        world_size: u32,
     },
 }
 

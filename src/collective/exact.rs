@@ -13,11 +13,15 @@
 //! - No two ranks wait for each other: a rank never waits for what a peer sends at a later tick
 //!   than its own, so the rank that is furthest behind can always go on.
 //!
-//! This room knows nothing of sockets and threads.
+//! This room knows nothing of sockets and threads. `copying` has what is done with vectors that are
+//! not added up.
+
+mod copying;
 
 use super::error::{CollectiveError, Operation, VectorFault};
 use super::tree::{self, Add};
 use super::wire::{Kind, Label};
+use crate::faults::{self, Point};
 use crate::ids::{Generation, Rank};
 use std::ops::Range;
 
@@ -54,7 +58,7 @@ pub(super) trait Links: Send {
 
 /// How many frames may be under way to one peer, for a worker of so many subtrees: what a rank
 /// sends before it needs an answer.
-pub(super) fn frames_under_way(subtrees: usize) -> usize {
+pub(super) const fn frames_under_way(subtrees: usize) -> usize {
     (subtrees + 1) * (3 * LOOKAHEAD + 4)
 }
 
@@ -182,11 +186,11 @@ impl<L: Links> Exact<L> {
     }
 
     /// Runs one collective. The first failure is the last thing that happens.
-    fn run(
+    fn run<T>(
         &mut self,
         operation: Operation,
-        collective: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
-    ) -> Result<(), CollectiveError> {
+        collective: impl FnOnce(&mut Self) -> Result<T, CollectiveError>,
+    ) -> Result<T, CollectiveError> {
         if let Some(cause) = &self.broken {
             return Err(CollectiveError::Broken {
                 generation: self.generation,
@@ -216,6 +220,9 @@ impl<L: Links> Exact<L> {
         let lag = if self.world_size > 1 { LOOKAHEAD } else { 0 };
         for tick in 0..ticks + 2 * lag {
             self.send_sums(tick, hosted, mean.len())?;
+            if tick == 0 && self.world_size > 1 {
+                faults::pass(Point::InReduction);
+            }
             if tick >= lag {
                 self.finish_own(tick - lag, hosted, mean)?;
             }
@@ -317,9 +324,7 @@ impl<L: Links> Exact<L> {
 
     /// Where chunk `index` of a rank's slice lies in the vector, if the slice is that long.
     fn chunk(&self, length: usize, rank: Rank, index: usize) -> Option<Range<usize>> {
-        let slice = tree::slice(length, self.world_size, rank.0);
-        let start = slice.start + index * CHUNK;
-        (start < slice.end).then(|| start..slice.end.min(start + CHUNK))
+        chunk_of(tree::slice(length, self.world_size, rank.0), index)
     }
 
     fn label(&self, kind: Kind, chunk: usize, node: u32, elements: usize) -> Label {
@@ -332,6 +337,12 @@ impl<L: Links> Exact<L> {
             elements: elements as u64,
         }
     }
+}
+
+/// Chunk `index` of a slice, if the slice is that long.
+fn chunk_of(slice: Range<usize>, index: usize) -> Option<Range<usize>> {
+    let start = slice.start + index * CHUNK;
+    (start < slice.end).then(|| start..slice.end.min(start + CHUNK))
 }
 
 /// Adds up `part`, a subtree of the hosted replicas, over the elements `range`, into `sum`. The

@@ -13,6 +13,9 @@ pub struct Flags {
     pub leaving: bool,
     /// The job is to end after this step, with a checkpoint.
     pub stop: bool,
+    /// After the reduction: every worker is leaving, and nobody stays who would hold the state.
+    /// Nobody raises this by itself.
+    pub everybody_leaves: bool,
 }
 
 impl Flags {
@@ -24,18 +27,62 @@ impl Flags {
         [self.pause, self.leaving, self.stop].map(|raised| if raised { 1.0 } else { 0.0 })
     }
 
-    /// What the mean over all replicas says: a flag is up if any replica raised it.
+    /// What the mean over all replicas says: a flag is up if any replica raised it. A sum of ones
+    /// and its mean are exact for any number of replicas that there can be, so a share of one is
+    /// everybody's.
     pub fn decode(mean: [f32; Self::LEN]) -> Self {
         let [pause, leaving, stop] = mean.map(|share| share > 0.0);
+        let [_, share, _] = mean;
         Self {
             pause,
             leaving,
             stop,
+            everybody_leaves: share >= 1.0,
         }
     }
 
     /// Whether any order is given.
     pub fn any(self) -> bool {
         self.pause || self.leaving || self.stop
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What all see when the replicas raise these.
+    fn seen(raised: &[Flags]) -> Flags {
+        let mut sum = [0.0; Flags::LEN];
+        for flags in raised {
+            for (sum, flag) in sum.iter_mut().zip(flags.encode()) {
+                *sum += flag;
+            }
+        }
+        Flags::decode(sum.map(|sum| sum / raised.len() as f32))
+    }
+
+    #[test]
+    fn a_flag_is_up_if_one_replica_raised_it() {
+        let mut raised = vec![Flags::default(); 1000];
+        assert!(!seen(&raised).any());
+        raised[999].leaving = true;
+        raised[3].pause = true;
+        let all = seen(&raised);
+        assert!(all.pause && all.leaving && !all.stop);
+    }
+
+    #[test]
+    fn everybody_leaves_only_if_nobody_stays() {
+        let leaving = Flags {
+            leaving: true,
+            ..Flags::default()
+        };
+        for replicas in [1, 3, 7, 999, 65_537] {
+            let mut raised = vec![leaving; replicas];
+            assert!(seen(&raised).everybody_leaves, "{replicas}");
+            raised[replicas / 2].leaving = false;
+            assert!(!seen(&raised).everybody_leaves, "{replicas}");
+        }
     }
 }

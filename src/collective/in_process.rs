@@ -30,43 +30,13 @@ impl InProcess {
     /// # Errors
     /// If the ranges don't follow each other from 0 on, or one is empty.
     pub fn group(ranges: &[Range<u32>], deadline: Duration) -> Result<Vec<Self>, GroupFault> {
-        let replicas = ranges.last().map_or(0, |range| range.end);
-        check_ranges(ranges, replicas)?;
-        let world_size = ranges.len();
-        let post = Arc::new(Post {
-            mail: Mutex::new(Mail {
-                queues: (0..world_size * world_size)
-                    .map(|_| VecDeque::new())
-                    .collect(),
-                gone: vec![false; world_size],
-                spare: Vec::new(),
-            }),
-            changed: Condvar::new(),
-        });
-        let rank = |rank: usize| {
-            let rank = Rank(rank as u32);
-            let abort = Abort::new();
-            let listening = Arc::downgrade(&post);
-            abort.on_abort(move || {
-                if let Some(post) = listening.upgrade() {
-                    drop(post.mail());
-                    post.changed.notify_all();
-                }
-            });
-            let queues = Queues {
-                post: Arc::clone(&post),
-                rank,
-                world_size: world_size as u32,
-                abort,
-                deadline,
-                operation: Operation::Reduce,
-                limit: Limit::start(deadline),
-            };
+        let ranks = queues(ranges, deadline)?.into_iter().map(|queues| {
+            let rank = queues.rank;
             Self {
                 exact: Exact::new(queues, Generation::default(), rank, ranges),
             }
-        };
-        Ok((0..world_size).map(rank).collect())
+        });
+        Ok(ranks.collect())
     }
 
     /// A worker that is alone and hosts all `replicas`. It waits for nobody.
@@ -105,6 +75,14 @@ impl Collective for InProcess {
         self.exact.barrier()
     }
 
+    fn gather(&mut self, word: u64) -> Result<Vec<u64>, CollectiveError> {
+        self.exact.gather(word)
+    }
+
+    fn copy(&mut self, holders: &[Rank], vector: &mut [f32]) -> Result<(), CollectiveError> {
+        self.exact.copy(holders, vector)
+    }
+
     fn sent_bytes(&self) -> u64 {
         self.exact.sent_bytes()
     }
@@ -140,6 +118,44 @@ struct Queues {
     deadline: Duration,
     operation: Operation,
     limit: Limit,
+}
+
+/// The ends of the queues of a group whose ranks host these ranges, by rank.
+fn queues(ranges: &[Range<u32>], deadline: Duration) -> Result<Vec<Queues>, GroupFault> {
+    let replicas = ranges.last().map_or(0, |range| range.end);
+    check_ranges(ranges, replicas)?;
+    let world_size = ranges.len();
+    let post = Arc::new(Post {
+        mail: Mutex::new(Mail {
+            queues: (0..world_size * world_size)
+                .map(|_| VecDeque::new())
+                .collect(),
+            gone: vec![false; world_size],
+            spare: Vec::new(),
+        }),
+        changed: Condvar::new(),
+    });
+    let rank = |rank: usize| {
+        let rank = Rank(rank as u32);
+        let abort = Abort::new();
+        let listening = Arc::downgrade(&post);
+        abort.on_abort(move || {
+            if let Some(post) = listening.upgrade() {
+                drop(post.mail());
+                post.changed.notify_all();
+            }
+        });
+        Queues {
+            post: Arc::clone(&post),
+            rank,
+            world_size: world_size as u32,
+            abort,
+            deadline,
+            operation: Operation::Reduce,
+            limit: Limit::start(deadline),
+        }
+    };
+    Ok((0..world_size).map(rank).collect())
 }
 
 const ADDRESS: &str = "this process";
@@ -281,5 +297,55 @@ mod tests {
     fn a_range_without_a_replica_is_refused() {
         assert!(InProcess::solo(0).is_err());
         assert!(InProcess::group(&[0..1, 1..1], Duration::from_secs(1)).is_err());
+    }
+
+    /// A network that takes this long for a frame.
+    struct Slow {
+        queues: Queues,
+        pause: Duration,
+    }
+
+    impl Links for Slow {
+        fn begin(&mut self, operation: Operation) -> Result<(), CollectiveError> {
+            self.queues.begin(operation)
+        }
+        fn send(&mut self, to: Rank, label: Label, values: &[f32]) -> Result<(), CollectiveError> {
+            std::thread::sleep(self.pause);
+            self.queues.send(to, label, values)
+        }
+        fn send_all(&mut self, label: Label, values: &[f32]) -> Result<(), CollectiveError> {
+            self.queues.send_all(label, values)
+        }
+        fn receive(
+            &mut self,
+            from: Rank,
+            label: Label,
+            into: &mut [f32],
+        ) -> Result<(), CollectiveError> {
+            self.queues.receive(from, label, into)
+        }
+        fn cut(&mut self) {
+            self.queues.cut();
+        }
+    }
+
+    /// 30 chunks at 20 ms each, against a deadline of 300 ms.
+    #[test]
+    fn a_copy_may_take_longer_than_a_deadline_while_it_makes_progress() {
+        let (chunks, pause, deadline) = (30, Duration::from_millis(20), Duration::from_millis(300));
+        let started = conformance::now();
+        std::thread::scope(|scope| {
+            for queues in queues(&[0..1, 1..2], deadline).unwrap() {
+                scope.spawn(move || {
+                    let rank = queues.rank;
+                    let slow = Slow { queues, pause };
+                    let mut exact = Exact::new(slow, Generation(0), rank, &[0..1, 1..2]);
+                    let mut vector = vec![1.0 - rank.0 as f32; chunks * super::super::exact::CHUNK];
+                    exact.copy(&[Rank(0)], &mut vector).unwrap();
+                    assert!(vector.iter().all(|&value| value == 1.0));
+                });
+            }
+        });
+        assert!(started.elapsed() > 2 * deadline);
     }
 }

@@ -3,8 +3,8 @@
 //! A [`Collective`] turns one vector a replica into their mean, and the bits of the mean don't
 //! depend on how many workers there are nor on which replicas each hosts: [`tree`] fixes the order
 //! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory; both pass the same
-//! conformance suite. This room knows nothing of networks, optimizers or the coordinator: it is
-//! given a [`Group`] and vectors.
+//! conformance suite. It also finds out who holds what, and copies it to who doesn't. This room
+//! knows nothing of networks, optimizers or the coordinator: it is given a [`Group`] and vectors.
 
 mod abort;
 #[cfg(test)]
@@ -24,7 +24,7 @@ pub mod tree;
 mod wire;
 
 pub use abort::Abort;
-pub use error::{CollectiveError, Operation, Peers, Refusal, VectorFault};
+pub use error::{CollectiveError, HolderFault, Operation, Peers, Refusal, VectorFault};
 pub use flags::Flags;
 pub use group::{Group, GroupFault, GroupPeer};
 pub use in_process::InProcess;
@@ -38,7 +38,7 @@ use crate::ids::Rank;
 /// All ranks call the same methods in the same order with vectors of the same length. A rank that
 /// does something else, dies, or doesn't come in time is an error on the others, which says who it
 /// was; no call waits for ever. After an error the collective is of no more use (but see
-/// [`CollectiveError::Vectors`]).
+/// [`CollectiveError::Vectors`] and [`CollectiveError::Holders`]).
 pub trait Collective: Send {
     /// This worker's place in the generation.
     fn rank(&self) -> Rank;
@@ -69,6 +69,33 @@ pub trait Collective: Send {
     /// # Errors
     /// As [`reduce_mean`](Collective::reduce_mean).
     fn barrier(&mut self) -> Result<(), CollectiveError>;
-    /// Bytes that this worker has sent to its peers in reductions so far; framing is not counted.
+
+    /// Every rank's `word`, by rank, on all ranks.
+    ///
+    /// # Errors
+    /// As [`reduce_mean`](Collective::reduce_mean).
+    fn gather(&mut self, word: u64) -> Result<Vec<u64>, CollectiveError>;
+
+    /// Copies `vector` from the `holders` to all other ranks, to the bit: NaNs and zeros keep
+    /// theirs.
+    ///
+    /// By contract it is the same on all holders. Each sends its share to every rank that needs it,
+    /// so what the holders can send adds up.
+    ///
+    /// The deadline of a collective runs anew for each 64 KiB of every share: a copy may take as
+    /// long as it takes while it makes progress, and a rank that makes none is noticed as soon as
+    /// in a reduction.
+    ///
+    /// # Shapes
+    /// The same length and the same holders, in rising order, on all ranks.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Holders`] for an impossible list, before anything is sent; otherwise as
+    /// [`reduce_mean`](Collective::reduce_mean), and `vector` is then incomplete on a rank that is
+    /// no holder. Holders' vectors are never written.
+    fn copy(&mut self, holders: &[Rank], vector: &mut [f32]) -> Result<(), CollectiveError>;
+
+    /// Bytes that this worker has sent to its peers in reductions so far. Framing is not counted,
+    /// and neither are copies: this is the price of a step.
     fn sent_bytes(&self) -> u64;
 }

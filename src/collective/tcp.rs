@@ -31,7 +31,7 @@ const LINGER: Duration = Duration::from_secs(5);
 pub struct Deadlines {
     /// For all of them to be connected.
     pub connect: Duration,
-    /// For one reduction or barrier.
+    /// For one reduction, barrier or gather, or for the next 64 KiB of a copy.
     pub collective: Duration,
 }
 
@@ -128,6 +128,14 @@ impl Collective for Tcp {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.exact.barrier()
+    }
+
+    fn gather(&mut self, word: u64) -> Result<Vec<u64>, CollectiveError> {
+        self.exact.gather(word)
+    }
+
+    fn copy(&mut self, holders: &[Rank], vector: &mut [f32]) -> Result<(), CollectiveError> {
+        self.exact.copy(holders, vector)
     }
 
     fn sent_bytes(&self) -> u64 {

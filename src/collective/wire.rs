@@ -15,6 +15,14 @@ pub(super) enum Kind {
     Mean = 2,
     /// "I am here."
     Barrier = 3,
+    /// A rank's word.
+    Word = 4,
+    /// "I am here, to copy a vector of this length from these holders."
+    Copying = 5,
+    /// A part of a holder's vector.
+    Copy = 6,
+    /// "I have taken this chunk from every holder."
+    Taken = 7,
 }
 
 /// What identifies a frame. The receiver knows which must come next.
@@ -24,7 +32,8 @@ pub(super) struct Label {
     /// Collectives of this generation, from 1.
     pub(super) sequence: u64,
     pub(super) kind: Kind,
-    /// First replica of the subtree, for a sum.
+    /// First replica of the subtree, for a sum; what stands for the list of holders, for
+    /// [`Kind::Copying`].
     pub(super) node: u32,
     /// Chunk of the slice.
     pub(super) chunk: u64,
@@ -85,6 +94,10 @@ impl Label {
             .map(|field| u64::from_le_bytes(*field));
         for ((field, expected), found) in FIELDS.into_iter().zip(self.fields(values)).zip(found) {
             if expected != found {
+                let field = match (field, self.kind) {
+                    ("subtree", Kind::Copying) => "list of holders (its checksum)",
+                    _ => field,
+                };
                 return Err(Mismatch {
                     field,
                     expected,

@@ -1,6 +1,8 @@
 //! `gan-coord`'s command line.
 
+use super::ledger::{EpochReport, History, LedgerError, LedgerReader};
 use super::local::Local;
+use super::verify::Verify;
 use super::{Coordinator, CoordinatorError, Ending, Options, Served, preview};
 use crate::command::{self, Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
@@ -50,6 +52,10 @@ enum Command {
     Status(StatusArgs),
     /// Finish the step, write a checkpoint, and end the job.
     Stop(Remote),
+    /// Print a job's history, or who read which samples in an epoch: also while it runs.
+    Ledger(LedgerArgs),
+    /// Compute a complete job again, and compare each checkpoint with its certificate.
+    Verify(Verify),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -175,6 +181,54 @@ struct StatusArgs {
     watch: bool,
 }
 
+#[derive(Debug, Args)]
+struct LedgerArgs {
+    /// The job's run directory.
+    run_dir: PathBuf,
+    /// Print who read which samples in this pass over the data, counted from 0, and check that each
+    /// was used exactly once: exit code 1 if one was not.
+    #[arg(long)]
+    epoch: Option<u64>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl LedgerArgs {
+    fn run(&self) -> Result<ExitCode, Failure> {
+        let ledger = LedgerReader::open(&self.run_dir)?;
+        let Some(epoch) = self.epoch else {
+            let history = History::read(&ledger, &self.run_dir)?;
+            return print(&if self.json {
+                format!("{}\n", history.json())
+            } else {
+                history.text()
+            });
+        };
+        let report = EpochReport::read(&ledger, Epoch(epoch))?;
+        print(&if self.json {
+            format!("{}\n", report.json())
+        } else {
+            report.text()
+        })?;
+        Ok(if report.is_right() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        if error.is_users() {
+            Self::wrong(error)
+        } else {
+            Self::failed(error)
+        }
+    }
+}
+
 impl From<ConfigError> for Failure {
     fn from(error: ConfigError) -> Self {
         Self::wrong(error)
@@ -208,6 +262,8 @@ impl Cli {
                 .and_then(|job| print(&preview::plan(&job, Epoch(args.epoch), args.json)?)),
             Command::Status(status) => on_runtime(status.run()),
             Command::Stop(remote) => on_runtime(stop(remote)),
+            Command::Ledger(ledger) => ledger.run(),
+            Command::Verify(verify) => verify.run(self.log_format),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-coord", &mut script);
@@ -218,7 +274,9 @@ impl Cli {
     }
 }
 
-fn on_runtime(work: impl Future<Output = Result<ExitCode, Failure>>) -> Result<ExitCode, Failure> {
+pub(super) fn on_runtime(
+    work: impl Future<Output = Result<ExitCode, Failure>>,
+) -> Result<ExitCode, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -237,7 +295,7 @@ async fn told_to_go() -> Ending {
 }
 
 /// Resolves at Ctrl-C, SIGTERM, or when the terminal is gone.
-async fn told_to_stop() -> Ending {
+pub(super) async fn told_to_stop() -> Ending {
     let signal = signals::termination(1).await;
     // A terminal that is gone can't be told.
     let _ = writeln!(
@@ -344,7 +402,7 @@ fn install_metrics(listen: Option<SocketAddr>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn told_twice(signal: Signal) -> Outcome {
+pub(super) fn told_twice(signal: Signal) -> Outcome {
     Outcome::Failed(format!("{signal} again: ended at once"))
 }
 
@@ -354,7 +412,8 @@ fn report(outcome: &Outcome, run_dir: &Path) -> Result<ExitCode, Failure> {
     match outcome {
         Outcome::Complete(step) => print(&format!(
             "complete at step {step}\n  checkpoints  {place}/checkpoints\n  \
-             pictures     {place}/samples\n  metrics      {place}/metrics.jsonl\n"
+             pictures     {place}/samples\n  metrics      {place}/metrics.jsonl\n  \
+             certificate  {place}/result.json\n"
         )),
         Outcome::Stopped(step) => print(&format!(
             "stopped at step {step}; --resume goes on from {place}/checkpoints\n"

@@ -10,6 +10,7 @@
 use super::ledger::{Batch, Ledger, LedgerError};
 use super::status::Progress;
 use super::wire::{self, Context};
+use crate::faults::{self, Point};
 use crate::ids::{Epoch, Generation, Rank, Step, WorkerId};
 use crate::membership::{
     Action, Assignment, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record,
@@ -122,6 +123,8 @@ pub(super) struct Driver {
     /// The newest generation's members, encoded.
     pub(super) members: (Generation, Bytes),
     pub(super) shown: Shown,
+    /// What the first of the steps that were reported last took to compute, seconds.
+    pub(super) compute: f64,
 }
 
 /// Who is at the other end of which session.
@@ -209,8 +212,14 @@ impl Reached {
 #[derive(Default)]
 pub(super) struct Waiting {
     actions: VecDeque<Action>,
-    /// When the ledger is tried again, and why it has to be.
-    stalled: Option<(Duration, String)>,
+    stalled: Option<Stalled>,
+}
+
+/// The ledger can't be written. Nothing is spoken meanwhile, so no deadline counts either.
+struct Stalled {
+    since: Duration,
+    retry_at: Duration,
+    why: String,
 }
 
 /// When the world was last shown where the job stands.
@@ -306,6 +315,7 @@ impl Driver {
             };
             self.notice_sleep(looked_at + wait);
             looked_at = self.now();
+            let generation = self.machine.generation();
             for input in first.into_iter().chain(inbox.try_iter().take(AT_ONCE)) {
                 if let Input::Leave = input {
                     return self.leave();
@@ -313,11 +323,17 @@ impl Driver {
                 self.take(input);
             }
             let now = self.now();
-            if self.machine.next_deadline().is_some_and(|at| now >= at) {
+            let due = self.machine.next_deadline().is_some_and(|at| now >= at);
+            if due && self.waiting.stalled.is_none() {
                 let actions = self.machine.handle_timeout(now);
                 self.decide(actions);
             }
             let outcome = self.carry_out()?;
+            if generation < self.machine.generation() && self.waiting.actions.is_empty() {
+                let took = self.now().saturating_sub(looked_at);
+                let generation = self.machine.generation();
+                tracing::info!("generation {generation} decided and queued in {took:.1?}");
+            }
             if self
                 .reached
                 .durable_at
@@ -335,9 +351,12 @@ impl Driver {
     /// Until the next thing that is due.
     fn wait(&self) -> Duration {
         let now = self.now();
-        let retry = self.waiting.stalled.as_ref().map(|(at, _)| *at);
+        let due = match &self.waiting.stalled {
+            Some(stalled) => Some(stalled.retry_at),
+            None => self.machine.next_deadline(),
+        };
         let show = self.shown.stale.then(|| self.shown_next());
-        let times = [self.machine.next_deadline(), retry, show];
+        let times = [due, show];
         let next = times.into_iter().flatten().min();
         next.map_or(TICK, |at| at.saturating_sub(now)).min(TICK)
     }
@@ -402,8 +421,8 @@ impl Driver {
 
     /// Carries out what was decided, in its order. What stands together is written together.
     fn carry_out(&mut self) -> Result<Option<Outcome>, DriverError> {
-        if let Some((at, _)) = &self.waiting.stalled
-            && self.now() < *at
+        if let Some(stalled) = &self.waiting.stalled
+            && self.now() < stalled.retry_at
         {
             return Ok(None);
         }
@@ -437,6 +456,7 @@ impl Driver {
             .collect();
         let reached = self.reached.newest;
         let (plans, samples, machine) = (&mut self.plans, self.batch, &self.machine);
+        faults::pass(Point::LedgerWrite);
         let written = self.ledger.batch(|batch| {
             for record in &records {
                 write(
@@ -454,26 +474,27 @@ impl Driver {
         match written {
             Ok(()) => {}
             Err(error) if error.is_transient() && self.waiting.actions.len() < WAITING => {
-                let at = self.now() + RETRY_EVERY;
-                let told = error.to_string();
-                if self
-                    .waiting
-                    .stalled
-                    .as_ref()
-                    .is_none_or(|(_, before)| *before != told)
-                {
+                let now = self.now();
+                let stalled = self.waiting.stalled.take();
+                if stalled.is_none() {
                     tracing::error!(
-                        "{told}; no decision takes effect until it can be written, and training goes on"
+                        "{error}; no decision takes effect until it can be written, and training goes on"
                     );
                 }
-                self.waiting.stalled = Some((at, told));
+                self.waiting.stalled = Some(Stalled {
+                    since: stalled.map_or(now, |stalled| stalled.since),
+                    retry_at: now + RETRY_EVERY,
+                    why: error.to_string(),
+                });
                 return Ok(false);
             }
             Err(error) => return Err(error.into()),
         }
-        if self.waiting.stalled.take().is_some() {
+        if let Some(stalled) = self.waiting.stalled.take() {
             tracing::info!("the ledger can be written again");
+            self.machine.slept(self.now().saturating_sub(stalled.since));
         }
+        faults::pass(Point::LedgerWritten);
         self.waiting.actions.drain(..records.len());
         for record in records {
             self.written(record);
@@ -507,7 +528,7 @@ impl Driver {
                 self.reached.durable = self.reached.durable.max(self.reached.newest);
                 self.shown.history_grew = true;
             }
-            Record::Recovered(recovery) => recovered(&recovery),
+            Record::Recovered(recovery) => recovered(&recovery, self.compute),
             Record::Event(kind, detail) => {
                 match kind {
                     EventKind::Died
@@ -615,6 +636,7 @@ impl Driver {
         let Some(newest) = records.last().filter(|_| leads) else {
             return;
         };
+        self.compute = records.first().map_or(0.0, |first| first.compute_seconds);
         let recorded = self.records.last_step();
         let new = |record: &&proto::StepRecord| record.step > recorded.0;
         // The newest step has just ended; each one before it, a step's duration earlier.
@@ -697,7 +719,7 @@ impl Driver {
         self.shown.stale = false;
         self.measure();
         let stalled = self.waiting.stalled.as_ref();
-        let stalled = stalled.map(|(_, why)| format!("the ledger can't be written: {why}"));
+        let stalled = stalled.map(|s| format!("the ledger can't be written: {}", s.why));
         self.progress.send_modify(|progress| {
             progress.phase = self.machine.phase().clone();
             progress.detail = stalled.unwrap_or_else(|| self.machine.waiting_for());
@@ -755,7 +777,8 @@ fn write(
     }
 }
 
-fn recovered(recovery: &Recovery) {
+/// `compute` is the part of the first step that would have been needed anyway, seconds.
+fn recovered(recovery: &Recovery, compute: f64) {
     let Recovery {
         cause,
         generation,
@@ -764,9 +787,17 @@ fn recovered(recovery: &Recovery) {
         first_step,
         whole,
     } = *recovery;
+    let seconds = |duration: Duration| duration.as_secs_f64();
     tracing::info!(
-        %cause, %generation, ?detect, abort = ?forming.abort, connect = ?forming.connect,
-        heal = ?forming.heal, ?first_step, ?whole, "recovered"
+        %cause,
+        %generation,
+        abort = seconds(forming.abort),
+        connect = seconds(forming.connect),
+        heal = seconds(forming.heal),
+        first_step = seconds(first_step),
+        compute,
+        whole = seconds(whole),
+        "recovered"
     );
     for (phase, took) in [
         (RecoveryPhase::Detect, detect),

@@ -11,15 +11,17 @@
 mod batch;
 mod booking;
 mod reader;
+mod report;
 #[cfg(test)]
 mod tests;
 
 pub use batch::Batch;
 pub use reader::LedgerReader;
+pub(super) use report::{EpochReport, History};
 
 use crate::config::StateKeys;
 use crate::data::Manifest;
-use crate::ids::{Epoch, Generation, Step, WorkerId};
+use crate::ids::{Generation, Step, WorkerId};
 use crate::membership::{Cause, CheckpointRecord, DeviceKind, EventKind, Facts, Seat};
 use crate::plan::{EpochPlan, Span};
 use rusqlite::Connection;
@@ -434,12 +436,4 @@ impl Ledger {
     ) -> Result<(), LedgerError> {
         self.batch(|batch| batch.event(generation, kind, detail, unix_seconds))
     }
-}
-
-/// The epochs of a range, planned.
-pub(super) fn plans(plan: &crate::plan::Plan, epochs: &Range<u64>) -> Vec<EpochPlan> {
-    epochs
-        .clone()
-        .map(|epoch| plan.epoch(Epoch(epoch)))
-        .collect()
 }

@@ -117,8 +117,8 @@ impl Coordinator {
             what: "can't listen on 127.0.0.1".to_owned(),
             source,
         };
-        if self.start().0 >= self.total_steps() {
-            return Ok(Outcome::Complete(self.start()));
+        if let Some(outcome) = self.over()? {
+            return Ok(outcome);
         }
         // Where `status` and `stop` look, unless another job is there already.
         let listener = match TcpListener::bind(DEFAULT_ADDRESS).await {

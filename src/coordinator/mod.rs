@@ -4,6 +4,7 @@
 //! data, the plan, the ledger, the newest checkpoint. [`Coordinator::serve`] then drives the
 //! machine of [`crate::membership`] until the job is over. Computes nothing, and knows no tensors.
 
+mod audit;
 pub mod cli;
 mod driver;
 pub mod ledger;
@@ -11,11 +12,13 @@ mod local;
 mod preview;
 mod service;
 mod status;
+mod verify;
 mod wire;
 
 pub use driver::DriverError;
 pub use status::{json as status_json, text as status_text};
 
+use crate::certificate::CertificateError;
 use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
 use crate::config::{self, Job};
 use crate::data::{DataError, Dataset};
@@ -27,7 +30,7 @@ use crate::proto::coordinator_server::CoordinatorServer;
 use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Driver, End, Input, Plans, Reached, Secrets, Sessions, Shown, Waiting};
-use ledger::{JobRecord, Ledger, LedgerError};
+use ledger::{JobRecord, Ledger, LedgerError, LedgerReader};
 use prost::bytes::Bytes;
 use service::Service;
 use status::{Identity, Progress};
@@ -64,6 +67,9 @@ pub enum CoordinatorError {
     /// `metrics.jsonl` can't be used.
     #[error(transparent)]
     Records(#[from] RecordError),
+    /// The job's certificate can't be written.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
     /// There is a job already.
     #[error(
         "{run_dir}: the run directory holds job {name:?} already; \
@@ -339,12 +345,14 @@ impl Coordinator {
         shown: watch::Sender<Progress>,
         progress: watch::Receiver<Progress>,
     ) -> Result<Served, CoordinatorError> {
+        crate::signals::survive_file_limits();
         let address = listener
             .local_addr()
             .map_or_else(|_| "?".to_owned(), |address| address.to_string());
-        if self.start().0 >= self.total_steps {
-            return Ok(Served::Over(Outcome::Complete(self.start())));
+        if let Some(outcome) = self.over()? {
+            return Ok(Served::Over(outcome));
         }
+        let options = self.options.clone();
         let identity = self.identity();
         let (inbox, events) = std::sync::mpsc::channel();
         let driver = self.driver(Instant::now(), shown)?;
@@ -385,10 +393,27 @@ impl Coordinator {
             Ok(_) => {}
             Err(_) => tracing::warn!("some connections did not end in time and were cut"),
         }
-        Ok(match outcome?? {
-            End::Over(outcome) => Served::Over(outcome),
-            End::Left(step) => Served::Left(step),
-        })
+        let outcome = match outcome?? {
+            End::Over(outcome) => outcome,
+            End::Left(step) => return Ok(Served::Left(step)),
+        };
+        if let Outcome::Complete(step) = outcome {
+            let ledger = LedgerReader::open(&options.run_dir)?;
+            verify::certify(&options, &ledger, step)?;
+        }
+        Ok(Served::Over(outcome))
+    }
+
+    /// How the job has ended, if it was complete before. It then has a certificate.
+    fn over(&self) -> Result<Option<Outcome>, CoordinatorError> {
+        let step = self.start();
+        if step.0 < self.total_steps {
+            return Ok(None);
+        }
+        if !verify::is_certified(&self.options.run_dir, &self.record.job_id, step) {
+            verify::certify(&self.options, &self.ledger, step)?;
+        }
+        Ok(Some(Outcome::Complete(step)))
     }
 
     fn identity(&self) -> Identity {
@@ -455,6 +480,7 @@ impl Coordinator {
             waiting: Waiting::default(),
             members: (Generation(0), Bytes::new()),
             shown: Shown::everything(),
+            compute: 0.0,
         })
     }
 }

@@ -13,12 +13,10 @@ impl Membership {
     /// The workers that a coordinator before this one knew go on with what they were told. They
     /// are given time to come back before they are taken for dead.
     pub(super) fn expect_back(&mut self, seats: Vec<Seat>, now: Now) {
-        if self.generation.0 > 0 {
-            self.begun = true;
-        }
         if seats.is_empty() {
             return;
         }
+        self.begun = true;
         let first = self.reached.0 / self.rules.steps_per_epoch;
         self.assigned = first..self.horizon(self.reached);
         for seat in &seats {
@@ -126,11 +124,15 @@ impl Membership {
         };
         member.seen_at = now;
         member.step = member.step.max(standing.step);
-        let resumed = member.seat.is_some() && standing.generation == present && standing.within;
+        let seated = member.seat.is_some();
+        let resumed = seated && standing.generation == present;
         if resumed {
             if member.state == MemberState::Absent {
-                // If it rests it will say so next.
-                member.state = MemberState::Training;
+                member.state = if standing.within {
+                    MemberState::Training
+                } else {
+                    MemberState::Paused
+                };
             }
         } else {
             // What it was told last never reached it. It leaves what it is in.
@@ -148,10 +150,12 @@ impl Membership {
         if resumed {
             self.reach(step, now, actions);
             self.tell_again(worker, actions);
-        } else if matches!(
-            self.phase,
-            Phase::Forming | Phase::Running | Phase::Pausing(_) | Phase::Stopping
-        ) {
+        } else if seated
+            && matches!(
+                self.phase,
+                Phase::Forming | Phase::Running | Phase::Pausing(_) | Phase::Stopping
+            )
+        {
             self.regroup(Cause::CollectiveFailure, now, actions);
         }
     }
@@ -239,7 +243,8 @@ impl Membership {
             self.regroup(Cause::CoordinatorRestart, now, actions);
             return;
         }
-        // From where it goes on is not known, if it was just forming: then somebody will say so.
+        // If they were still forming, they have yet to say where they start.
+        self.from = None;
         self.enter(Phase::Running, now);
         actions.extend([
             self.book(self.reached, self.assigned.start),

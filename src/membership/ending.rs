@@ -52,13 +52,16 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if matches!(self.phase, Phase::Stopping | Phase::Ended(_)) {
+        let over = matches!(self.phase, Phase::Ended(_));
+        if over || (self.phase == Phase::Stopping && self.ending.is_some()) {
             return;
         }
         let stop = Record::Event(EventKind::Stop, reason.to_owned());
         actions.push(Action::Persist(stop));
         self.ending = Some(ending);
-        if self.seats.is_empty() {
+        if self.phase == Phase::Stopping {
+            // All its workers are about to leave, and save what they hold.
+        } else if self.seats.is_empty() {
             self.save_and_end(now, actions);
         } else if self.phase != Phase::Recovering {
             self.begin_to_stop(now, actions);
@@ -135,7 +138,9 @@ impl Membership {
             // If it has been told something else meanwhile it doesn't end: then it comes back, new.
             actions.push(Action::Send(worker, Order::Acknowledged));
             actions.push(Action::Close(worker));
-            if seat.is_some() && self.members.values().all(|m| !m.is_able(now)) {
+            let others = self.members.values();
+            let mut others = others.filter(|m| m.is_able(now) || m.state == MemberState::Absent);
+            if seat.is_some() && others.next().is_none() {
                 self.fail(told, actions);
             } else if seat.is_some() {
                 self.bereaved(now, Duration::ZERO, actions);
@@ -247,7 +252,10 @@ impl Membership {
                 continue;
             };
             if member.state == MemberState::Finished && self.saved {
-                continue; // It may go: all it did is safe.
+                // It may go: all it did is safe.
+                self.members.remove(&worker);
+                actions.push(Action::Close(worker));
+                continue;
             }
             let told = format!(
                 "{}: {why}; its last reported step was {}",
@@ -270,6 +278,9 @@ impl Membership {
 
     /// Somebody who took part is gone. `silence` is how long it had not been heard of.
     fn bereaved(&mut self, now: Now, silence: Duration, actions: &mut Vec<Action>) {
+        if self.phase == Phase::Stopping && self.saved {
+            return; // What there was to save is safe.
+        }
         if let Phase::Forming | Phase::Running | Phase::Pausing(_) | Phase::Stopping = self.phase {
             self.start_clock(Cause::Death, now, silence);
             self.regroup(Cause::Death, now, actions);

@@ -44,9 +44,9 @@ impl Trouble {
         }
     }
 
-    /// A step is done.
+    /// A step is done. What broke may have broken after it.
     pub(super) fn over(&mut self) {
-        *self = Self::default();
+        self.fruitless = 0;
     }
 }
 
@@ -146,13 +146,20 @@ impl Membership {
             let why = format!("{cause}; {} workers are needed", self.rules.min);
             actions.push(Action::Send(*worker, Order::Hold(generation, why)));
         }
-        let awaited = self.awaited_until.is_some();
-        if !held && !awaited && self.members.values().all(|m| m.step <= self.durable()) {
-            actions.push(Action::Persist(Record::Vacated));
+        if !held {
+            self.vacate(actions);
         }
         let paused = format!("{cause}: {}", self.waiting_for());
         actions.push(Action::Persist(Record::Event(EventKind::Paused, paused)));
         self.release(now, actions);
+    }
+
+    /// Records that nobody is left of the newest generation, unless somebody is still awaited.
+    pub(super) fn vacate(&self, actions: &mut Vec<Action>) {
+        let newer = |member: &Member| member.step > self.durable();
+        if self.awaited_until.is_none() && !self.members.values().any(newer) {
+            actions.push(Action::Persist(Record::Vacated));
+        }
     }
 
     pub(super) fn durable(&self) -> Step {
@@ -407,7 +414,10 @@ impl Membership {
         actions.push(Action::Persist(Record::Event(EventKind::Paused, paused)));
     }
 
-    pub(super) fn paused(&mut self, worker: WorkerId, step: Step) {
+    pub(super) fn paused(&mut self, worker: WorkerId, step: Step, now: Now) {
+        if let Phase::Pausing(cause) = self.phase {
+            self.start_clock(cause, now, Duration::ZERO);
+        }
         if let Some(member) = self.members.get_mut(&worker) {
             member.state = MemberState::Paused;
             member.step = member.step.max(step);
@@ -442,13 +452,11 @@ impl Membership {
             EventKind::Broken,
             told.clone(),
         )));
-        let (since, _) = self.trouble.broken.get_or_insert((now, told));
-        let since = *since;
+        self.trouble.broken.get_or_insert((now, told));
         // If all of them say so themselves, there is no death to wait for.
         let all = self.seated().all(|(_, member)| member.rests());
         if all && self.trouble.fruitless == 0 {
-            self.trouble.broken = Some((since.saturating_sub(EXPLANATION), String::new()));
-            self.explain(now, actions);
+            self.unexplained(now, actions);
         }
     }
 
@@ -457,6 +465,15 @@ impl Membership {
         if self.trouble.explained_by().is_none_or(|at| now < at) {
             return;
         }
+        if self.phase == Phase::Recovering {
+            // Whoever is missing may be the reason, and has a deadline of its own.
+            self.trouble.broken = None;
+        } else {
+            self.unexplained(now, actions);
+        }
+    }
+
+    fn unexplained(&mut self, now: Now, actions: &mut Vec<Action>) {
         let Some((notice, reason)) = self.trouble.broken.take() else {
             return;
         };

@@ -80,7 +80,7 @@ pub struct Membership {
     from: Option<Step>,
     /// What had been reached when it was spoken.
     before: Step,
-    /// A generation has been formed, in this coordinator's life or before.
+    /// A generation has been formed in this coordinator's life, or its workers are expected back.
     begun: bool,
     checkpoint: Option<CheckpointRecord>,
     /// The newest state that some worker has reached.
@@ -97,7 +97,7 @@ pub struct Membership {
     cause: Cause,
     /// What has gone wrong with the present generation.
     trouble: Trouble,
-    /// Of the recovery that is under way.
+    /// Of the change that is under way.
     clock: Option<Clock>,
     balance: Balance,
     /// How the job is to end, once it is to.
@@ -314,6 +314,9 @@ impl Membership {
         }
         if self.awaited_until.is_some_and(|at| now >= at) {
             self.awaited_until = None;
+            if self.phase == Phase::Gathering {
+                self.vacate(&mut actions);
+            }
         }
         self.explain(now, &mut actions);
         if self.phase_deadline().is_some_and(|at| now >= at) {
@@ -381,13 +384,26 @@ impl Membership {
                 self.give_up(absent, why, now, actions);
             }
             Phase::Forming => {
+                let stuck = stuck(&[MemberState::Forming]);
+                if stuck.is_empty() {
+                    // They rest, and never said which state they had formed at.
+                    self.regroup(Cause::CollectiveFailure, now, actions);
+                    return;
+                }
                 let why = "it has not connected to its peers in time (deadlines.form)";
-                self.give_up(stuck(&[MemberState::Forming]), why, now, actions);
+                self.give_up(stuck, why, now, actions);
             }
             Phase::Pausing(_) => {
                 let why = "it has not ended its step in time (deadlines.collective)";
                 let stuck = stuck(&[MemberState::Training, MemberState::Forming]);
                 self.give_up(stuck, why, now, actions);
+            }
+            Phase::Stopping if self.ending.is_none() => {
+                let unfinished = self.seated();
+                let unfinished = unfinished.filter(|(_, m)| m.state != MemberState::Finished);
+                let unfinished = unfinished.map(|(worker, _)| worker).collect();
+                let why = "it was told to go, and has not finished in time";
+                self.give_up(unfinished, why, now, actions);
             }
             Phase::Stopping => self.fail(reason, actions),
             Phase::Running | Phase::Ended(_) => {}
@@ -431,8 +447,8 @@ impl Membership {
         if let Some(spoken) = word.generation() {
             let present = member.seat.is_some() && spoken == self.generation;
             // Who has no seat may still say that it can't go on.
-            let unfit =
-                matches!(word, Word::Finished(.., Finish::Failed(_))) && member.seat.is_none();
+            let failed = matches!(word, Word::Finished(.., Finish::Failed(_)));
+            let unfit = failed && member.seat.is_none();
             if !(present || unfit || accepts_stale) {
                 return;
             }
@@ -453,7 +469,7 @@ impl Membership {
                 let kind = EventKind::CheckpointFailed;
                 actions.push(Action::Persist(Record::Event(kind, told)));
             }
-            Word::Paused(_, step) => self.paused(worker, step),
+            Word::Paused(_, step) => self.paused(worker, step, now),
             Word::CollectiveFailed(_, step, breakage) => {
                 self.collective_failed(worker, step, breakage, now, actions);
             }

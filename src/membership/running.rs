@@ -7,7 +7,6 @@ use super::words::{
 };
 use super::{Membership, name};
 use crate::ids::{Step, WorkerId};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Epochs that are handed out ahead, at least.
@@ -38,7 +37,7 @@ impl Balance {
     }
 }
 
-/// Times a recovery.
+/// Times a change of membership.
 #[derive(Debug)]
 pub(super) struct Clock {
     cause: Cause,
@@ -118,7 +117,7 @@ impl Membership {
     }
 
     pub(super) fn start_clock(&mut self, cause: Cause, notice: Now, detect: Duration) {
-        // A death during a recovery makes it longer; it is still one.
+        // A death during a change makes it longer; it is still one.
         let clock = self.clock.get_or_insert(Clock {
             cause,
             notice,

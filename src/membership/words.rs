@@ -59,7 +59,7 @@ impl fmt::Display for DeviceKind {
 pub struct Standing {
     /// The newest generation that it took part in; 0 is none.
     pub generation: Generation,
-    /// It still takes part: it forms it, trains or rests in it, or has finished it.
+    /// It still takes part: it forms it, trains in it, or has finished it.
     pub within: bool,
     /// The newest state that it holds.
     pub step: Step,
@@ -224,7 +224,7 @@ pub enum Record {
     /// The job goes on from this state, which is older than what was reached: nobody who held a
     /// newer one is left.
     Rewound(Step),
-    /// The job goes on after a death or a failed reduction.
+    /// The first step after a change of membership is done.
     Recovered(Recovery),
     /// A checkpoint is whole.
     Checkpoint(CheckpointRecord),
@@ -268,20 +268,21 @@ impl fmt::Display for Cause {
     }
 }
 
-/// A recovery and its parts, on the coordinator's clock but for those that workers measure.
+/// A change of membership and its parts, on the coordinator's clock but for those that workers
+/// measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recovery {
     /// Why there was one.
     pub cause: Cause,
     /// The generation that goes on.
     pub generation: Generation,
-    /// From the last sign of life to the death notice.
+    /// From the last sign of life to the death notice; nothing if nobody died.
     pub detect: Duration,
     /// The slowest worker's parts.
     pub forming: Forming,
     /// From the generation's being formed to its first step's end.
     pub first_step: Duration,
-    /// From the notice to the first step's end.
+    /// From the notice, or from the first worker's coming to rest, to the first step's end.
     pub whole: Duration,
 }
 

@@ -1,5 +1,9 @@
 //! The machine's transitions, with invented instants.
 
+mod linking;
+mod random;
+mod working;
+
 use super::*;
 
 const GEN: Generation = Generation(3);
@@ -14,31 +18,80 @@ fn joining() -> Session {
     session
 }
 
-fn welcome() -> Event {
-    Event::Welcome {
+fn welcome(resumed: bool) -> Event {
+    Event::Welcome(Terms {
+        resumed,
         heartbeat: at(2),
         patience: at(30),
-    }
+        farewell: at(20),
+    })
+}
+
+fn standing(generation: u64, within: bool, step: u64) -> Action {
+    Action::SayHello(Standing {
+        generation: Generation(generation),
+        within,
+        step: Step(step),
+    })
+}
+
+fn say_ready() -> Action {
+    Action::SayReady("d".to_owned())
+}
+
+fn preparing() -> Session {
+    let mut session = joining();
+    let hello = session.handle(Event::Connected, at(1));
+    assert_eq!(hello, [standing(0, false, 0)]);
+    assert_eq!(session.handle(welcome(false), at(1)), [Action::Prepare]);
+    session
 }
 
 fn waiting() -> Session {
-    let mut session = joining();
-    assert!(session.handle(Event::Connected, at(1)).is_empty());
-    assert_eq!(session.handle(welcome(), at(1)), [Action::Prepare]);
+    let mut session = preparing();
     let ready = session.handle(Event::Prepared("d".to_owned()), at(2));
-    assert_eq!(ready, [Action::SayReady("d".to_owned())]);
+    assert_eq!(ready, [say_ready()]);
+    session
+}
+
+fn forming() -> Session {
+    let mut session = waiting();
+    let actions = session.handle(Event::Assignment(GEN, None), at(3));
+    assert_eq!(actions, [Action::Form]);
     session
 }
 
 fn training() -> Session {
-    let mut session = waiting();
-    assert_eq!(
-        session.handle(Event::Assignment(GEN), at(3)),
-        [Action::Form]
-    );
-    let formed = session.handle(Event::Formed(GEN, Step(5)), at(4));
-    assert_eq!(formed, [Action::SayFormed(GEN, Step(5))]);
+    let mut session = forming();
+    let took = Forming::default();
+    let formed = session.handle(Event::Formed(GEN, Step(5), took), at(4));
+    assert_eq!(formed, [Action::SayFormed(GEN, Step(5), took)]);
     session
+}
+
+/// At rest, since its collective broke.
+fn broken() -> Session {
+    let mut session = training();
+    session.handle(breaks(GEN, 9), at(4));
+    session
+}
+
+fn finishing(finish: Finish) -> Session {
+    let mut session = training();
+    let said = session.handle(ended(finish.clone()), at(4));
+    assert_eq!(said, [Action::SayFinished(GEN, Step(9), finish)]);
+    session
+}
+
+fn breakage() -> Breakage {
+    Breakage {
+        reason: "rank 1 is gone".to_owned(),
+        suspect: None,
+    }
+}
+
+fn breaks(generation: Generation, step: u64) -> Event {
+    Event::CollectiveFailed(generation, Step(step), breakage())
 }
 
 fn ended(finish: Finish) -> Event {
@@ -49,192 +102,25 @@ fn unreachable() -> Event {
     Event::Unreachable("refused".to_owned())
 }
 
-#[test]
-fn a_coordinator_that_isnt_there_yet_is_tried_again_with_backoff() {
-    let mut session = joining();
-    let mut now = at(0);
-    let mut waits = Vec::new();
-    for _ in 0..8 {
-        assert!(session.handle(unreachable(), now).is_empty());
-        let retry_at = session.next_deadline().unwrap();
-        waits.push(retry_at - now);
-        now = retry_at;
-        assert_eq!(session.handle_timeout(now), [Action::Connect]);
+fn disconnected() -> Event {
+    Event::Disconnected("gone".to_owned())
+}
+
+fn failed() -> Finish {
+    Finish::Failed("no memory".to_owned())
+}
+
+/// Loses the coordinator, and says Hello again.
+fn reconnect(session: &mut Session, now: Now) -> Vec<Action> {
+    assert_eq!(session.handle(disconnected(), now), []);
+    let retry_at = session.next_deadline().expect("it tries again");
+    assert_eq!(session.handle_timeout(retry_at), [Action::Connect]);
+    session.handle(Event::Connected, retry_at)
+}
+
+fn exit(actions: &[Action]) -> &Exit {
+    match actions {
+        [.., Action::Exit(exit)] => exit,
+        other => panic!("no exit in {other:?}"),
     }
-    assert_eq!(waits[..3], [50, 100, 200].map(Duration::from_millis));
-    assert_eq!(*waits.last().unwrap(), at(2));
-}
-
-/// Invariant 7.
-#[test]
-fn waits_for_the_coordinator_end() {
-    let mut session = joining();
-    let actions = session.handle(unreachable(), at(60));
-    assert!(
-        matches!(&actions[..], [Action::Exit(Exit::Failed(why))] if why.contains("refused")),
-        "{actions:?}"
-    );
-
-    let mut silent = joining();
-    silent.handle(Event::Connected, at(1));
-    assert_eq!(silent.next_deadline(), Some(at(61)));
-    let actions = silent.handle_timeout(at(61));
-    assert!(
-        matches!(actions[..], [Action::Exit(Exit::Failed(_))]),
-        "{actions:?}"
-    );
-
-    let mut broken = training();
-    let failed = Event::CollectiveFailed(GEN, Step(8), "rank 1 is gone".to_owned());
-    broken.handle(failed, at(10));
-    for beat in (5..40).step_by(2) {
-        broken.handle_timeout(at(beat).min(at(39)));
-    }
-    let actions = broken.handle_timeout(at(40));
-    assert!(
-        actions.iter().any(
-            |a| matches!(a, Action::Exit(Exit::Failed(why)) if why.contains("rank 1 is gone"))
-        ),
-        "{actions:?}"
-    );
-}
-
-#[test]
-fn a_sign_of_life_is_sent_in_time() {
-    let mut session = training();
-    assert_eq!(session.next_deadline(), Some(at(3)));
-    assert_eq!(session.handle_timeout(at(3)), [Action::Beat]);
-    assert_eq!(session.next_deadline(), Some(at(5)));
-    assert!(session.handle_timeout(at(4)).is_empty());
-}
-
-#[test]
-fn a_complete_job_is_reported_and_left_when_the_coordinator_knows() {
-    let mut session = training();
-    let said = session.handle(ended(Finish::Complete), at(5));
-    assert_eq!(said, [Action::SayFinished(GEN, Step(9), Finish::Complete)]);
-    assert_eq!(
-        session.handle(Event::Acknowledged, at(6)),
-        [Action::Exit(Exit::Done)]
-    );
-    assert!(
-        session
-            .handle(Event::Stop { drain: false }, at(7))
-            .is_empty()
-    );
-}
-
-/// Invariant 5.
-#[test]
-fn training_goes_on_without_the_coordinator() {
-    let mut session = training();
-    assert!(
-        session
-            .handle(Event::Disconnected("gone".to_owned()), at(5))
-            .is_empty()
-    );
-    assert_eq!(session.next_deadline(), None);
-    let actions = session.handle(ended(Finish::Complete), at(50));
-    assert_eq!(
-        actions,
-        [Action::Exit(Exit::Done)],
-        "there is nobody to tell"
-    );
-}
-
-#[test]
-fn a_coordinator_lost_before_the_job_began_is_an_error() {
-    let mut session = waiting();
-    let actions = session.handle(Event::Disconnected("gone".to_owned()), at(5));
-    assert!(
-        matches!(actions[..], [Action::Exit(Exit::Failed(_))]),
-        "{actions:?}"
-    );
-}
-
-/// Invariant 3.
-#[test]
-fn another_generations_messages_have_no_effect() {
-    let old = Generation(2);
-    let mut session = training();
-    for event in [
-        Event::Work(old),
-        Event::Formed(old, Step(9)),
-        Event::TrainingEnded(old, Step(9), Finish::Complete),
-        Event::CollectiveFailed(old, Step(9), "late".to_owned()),
-    ] {
-        assert!(session.handle(event, at(5)).is_empty());
-    }
-    assert_eq!(session.handle(Event::Work(GEN), at(5)), [Action::GiveWork]);
-}
-
-#[test]
-fn a_signal_is_told_to_everybody_and_leads_to_exit_code_75() {
-    let mut session = training();
-    let actions = session.handle(Event::Terminate, at(5));
-    assert_eq!(actions, [Action::RaiseLeaving, Action::SayLeaving(GEN)]);
-    session.handle(ended(Finish::Left), at(6));
-    let actions = session.handle(Event::Acknowledged, at(6));
-    assert_eq!(actions, [Action::Exit(Exit::Left)]);
-    assert_eq!(Exit::Left.code(), 75);
-
-    let mut early = waiting();
-    assert_eq!(
-        early.handle(Event::Terminate, at(5)),
-        [Action::Exit(Exit::Left)]
-    );
-}
-
-#[test]
-fn a_refusal_ends_the_worker_and_says_whether_to_come_back() {
-    let refused = |permanent| Event::Refused {
-        reason: "r".to_owned(),
-        permanent,
-    };
-    let exit = |event| match waiting().handle(event, at(5)).remove(0) {
-        Action::Exit(exit) => exit.code(),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!((exit(refused(true)), exit(refused(false))), (78, 1));
-}
-
-#[test]
-fn a_stop_is_raised_in_band() {
-    let told = |drain| training().handle(Event::Stop { drain }, at(5));
-    assert_eq!(told(false), [Action::RaiseStop]);
-    assert_eq!(told(true), [Action::RaiseLeaving]);
-}
-
-#[test]
-fn a_worker_that_cant_go_on_says_so_before_it_goes() {
-    let mut session = waiting();
-    let actions = session.handle(Event::Failed("no data".to_owned()), at(5));
-    assert!(
-        matches!(actions[..], [Action::SayFinished(..)]),
-        "{actions:?}"
-    );
-    let actions = session.handle_timeout(at(15));
-    assert!(
-        actions.contains(&Action::Exit(Exit::Failed("no data".to_owned()))),
-        "the farewell has a deadline: {actions:?}"
-    );
-}
-
-#[test]
-fn a_job_that_ends_well_without_a_worker_ends_it_well() {
-    let exit = |mut session: Session, good| {
-        let outcome = "o".to_owned();
-        match session
-            .handle(Event::Ended { outcome, good }, at(5))
-            .remove(0)
-        {
-            Action::Exit(exit) => exit.code(),
-            other => panic!("{other:?}"),
-        }
-    };
-    assert_eq!((exit(waiting(), true), exit(waiting(), false)), (0, 1));
-    // What it did itself counts more than how the others fared.
-    let mut left = training();
-    left.handle(ended(Finish::Left), at(6));
-    assert_eq!(exit(left, false), 75);
 }

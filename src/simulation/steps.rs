@@ -79,6 +79,7 @@ impl World {
             pause: orders.pause == generation,
             leaving: orders.leaving || orders.drain == generation,
             stop: orders.stop == generation,
+            ..Flags::default()
         }
     }
 

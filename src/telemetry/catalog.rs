@@ -153,9 +153,9 @@ label! {
     }
 }
 label! {
-    /// A part of a recovery.
+    /// A part of a change of membership.
     RecoveryPhase("phase") {
-        /// From the last sign of life to the death notice.
+        /// From the last sign of life to the death notice; 0 if nobody died.
         Detect = "detect",
         /// Until every survivor has left its step.
         Abort = "abort",
@@ -172,8 +172,6 @@ label! {
 label! {
     /// What has become of a span of the current epoch.
     SpanState("state") {
-        /// Not yet dealt.
-        Pending = "pending",
         /// Dealt to a worker.
         Assigned = "assigned",
         /// In the state of a committed step.
@@ -263,7 +261,7 @@ metrics! {
         "Generations formed, by cause.";
     COORD_RECOVERY_DURATION = "gan_coord_recovery_duration_seconds",
         Kind::Histogram { buckets: RECOVERY_SECONDS }, "seconds", Some(RecoveryPhase::LABEL), COORDINATOR,
-        "Duration of a recovery after a death or a failed reduction, by phase; `whole` is all of it.";
+        "Duration of a change of membership, by phase; `whole` is all of it, to the first step's end.";
     COORD_SPANS = "gan_coord_spans", FROM_ZERO, "spans", Some(SpanState::LABEL), COORDINATOR,
         "Spans of the current epoch, by what has become of them.";
     COORD_WORKER_LAG = "gan_coord_worker_lag_steps", FROM_ZERO, "steps", None, COORDINATOR,

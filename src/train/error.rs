@@ -4,15 +4,18 @@ use crate::checkpoint::Kind;
 use crate::collective::CollectiveError;
 use crate::ids::{ReplicaId, Step};
 use crate::torch::TorchError;
+use std::fmt;
 
 /// Why a step, or a change of the state, was refused. The state is then what it was before.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The workers didn't get the mean together. The step can be done again in a new generation.
-    #[error("step {step} from State({step}) is not done: {source}")]
+    /// The workers didn't get there together. It can be tried again in a new generation.
+    #[error("{attempt} is not done, and this worker still has State({step}): {source}")]
     Collective {
         /// The state that the trainer still has.
         step: Step,
+        /// What was tried.
+        attempt: Attempt,
         /// Why.
         source: CollectiveError,
     },
@@ -41,6 +44,14 @@ pub enum TrainError {
         /// What is wrong with them.
         detail: String,
     },
+    /// A worker that is to give a state to the others has another one. Nothing was sent.
+    #[error("can't give State({step}) to the other workers: this one has State({held})")]
+    NotHeld {
+        /// The state that it was to have.
+        step: Step,
+        /// The one that it has.
+        held: Step,
+    },
     /// Replicas that the job doesn't have.
     #[error("can't host replicas {start} to {end} (exclusive) of a job with {replicas}")]
     Replicas {
@@ -67,6 +78,24 @@ pub enum TrainError {
         /// Size of the generator's.
         expected: usize,
     },
+}
+
+/// What workers do together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// A step.
+    Advance,
+    /// To copy this state from those that hold it.
+    Copy(Step),
+}
+
+impl fmt::Display for Attempt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Attempt::Advance => f.write_str("the next step"),
+            Attempt::Copy(step) => write!(f, "the copy of State({step})"),
+        }
+    }
 }
 
 /// How a saved state differs from what the job's networks need.

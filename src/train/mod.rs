@@ -6,9 +6,12 @@
 //! the state or, after an error, none.
 //!
 //! `step` has the mathematics of one replica, `layout` what travels, `optimizer` Adam, `state` what
-//! the next step depends on, `snapshot` its names in a checkpoint, `pool` the threads.
+//! the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
+//! don't have it, `hosted` what the hosted replicas need, `pool` their threads.
 
+mod copying;
 mod error;
+mod hosted;
 mod layout;
 mod optimizer;
 mod pool;
@@ -19,7 +22,7 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-pub use error::{Mismatch, TrainError};
+pub use error::{Attempt, Mismatch, TrainError};
 pub use sampler::Sampler;
 
 use crate::checkpoint::Snapshot;
@@ -29,14 +32,14 @@ use crate::data::Batch;
 use crate::ids::Step;
 use crate::model::{Latents, Player};
 use crate::torch::{self, HostVector, TorchError};
+use hosted::{Hosted, slices};
 use layout::part;
-use pool::Pool;
 use state::{PlayerState, State};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use step::{Game, Vectors, Weights};
-use tch::{Device, Tensor};
+use step::{Game, Weights};
+use tch::Device;
 
 /// What a [`Trainer`] is built from.
 #[derive(Debug)]
@@ -45,7 +48,8 @@ pub struct Setup<'a> {
     pub job: &'a Job,
     /// Where it computes.
     pub device: Device,
-    /// The replicas that it hosts at first.
+    /// The replicas that it hosts at first: none, for a worker that has no seat yet. Building a
+    /// trainer takes a while, and [`Trainer::host`] much less.
     pub replicas: Range<u32>,
     /// Cores that it may use; the bits don't depend on it. On a GPU one thread does everything.
     pub cores: usize,
@@ -90,11 +94,8 @@ pub struct Trainer {
     /// Room in which the next state of each network is made.
     next_generator: PlayerState,
     next_discriminator: PlayerState,
-    replicas: Range<u32>,
-    pool: Pool,
-    /// One a hosted replica.
-    discriminator_vectors: Vec<Traveller>,
-    generator_vectors: Vec<Traveller>,
+    hosted: Hosted,
+    /// Where means arrive, and states that are copied.
     discriminator_mean: HostVector,
     generator_mean: HostVector,
 }
@@ -120,15 +121,13 @@ impl Trainer {
         torch::set_threads(job.workers.threads);
         let game = Arc::new(game);
         let state = State::initial(job, &game.generator, &game.discriminator, device)?;
-        let hosted = Hosted::new(&game, job, replicas.clone(), cores)?;
+        let mut hosted = Hosted::nothing();
+        hosted.host(&game, job, replicas, cores)?;
         Ok(Self {
             next_generator: state.generator.room()?,
             next_discriminator: state.discriminator.room()?,
             state,
-            replicas,
-            pool: hosted.pool,
-            discriminator_vectors: hosted.discriminator_vectors,
-            generator_vectors: hosted.generator_vectors,
+            hosted,
             discriminator_mean: HostVector::zeros(game.discriminator_layout.len)?,
             generator_mean: HostVector::zeros(game.generator_layout.len)?,
             game,
@@ -137,20 +136,17 @@ impl Trainer {
         })
     }
 
-    /// Hosts these replicas from now on: a new generation. The state stays.
+    /// Hosts these replicas from now on, maybe none: a new generation. The state stays, and so do
+    /// the threads and vectors that still fit.
     ///
     /// # Errors
     /// [`TrainError`]; the trainer then hosts what it hosted before.
     pub fn host(&mut self, replicas: Range<u32>) -> Result<(), TrainError> {
-        if replicas == self.replicas {
+        if replicas == self.hosted.replicas {
             return Ok(());
         }
-        let hosted = Hosted::new(&self.game, &self.job, replicas.clone(), self.cores)?;
-        self.pool = hosted.pool;
-        self.discriminator_vectors = hosted.discriminator_vectors;
-        self.generator_vectors = hosted.generator_vectors;
-        self.replicas = replicas;
-        Ok(())
+        self.hosted
+            .host(&self.game, &self.job, replicas, self.cores)
     }
 
     /// t of the State(t) that the trainer has.
@@ -160,7 +156,7 @@ impl Trainer {
 
     /// The replicas that it hosts.
     pub fn replicas(&self) -> Range<u32> {
-        self.replicas.clone()
+        self.hosted.replicas.clone()
     }
 
     /// A copy of the state in host memory.
@@ -211,12 +207,14 @@ impl Trainer {
         let mut reduce = Duration::ZERO;
         let step = self.state.step.next();
 
-        let work = self.lend(batches);
-        self.pool.begin(&self.weights(), work)?;
+        let work = self.hosted.lend(batches);
+        self.hosted.pool.begin(&self.weights(), work)?;
         self.reduce_discriminator(collective, &mut reduce)?;
         self.update(Player::Discriminator, step)?;
         if self.game.update == Update::Alternating {
-            self.pool.finish(&self.next_discriminator.parameters)?;
+            self.hosted
+                .pool
+                .finish(&self.next_discriminator.parameters)?;
         }
         self.reduce_generator(collective, flags, &mut reduce)?;
         self.update(Player::Generator, step)?;
@@ -255,15 +253,18 @@ impl Trainer {
             step: self.state.step,
             detail,
         };
-        if batches.len() != self.replicas.len() {
+        if self.hosted.replicas.is_empty() {
+            return Err(wrong("the trainer hosts no replicas yet".to_owned()));
+        }
+        if batches.len() != self.hosted.replicas.len() {
             return Err(wrong(format!(
                 "{} batches for {} hosted replicas",
                 batches.len(),
-                self.replicas.len()
+                self.hosted.replicas.len()
             )));
         }
         let size = self.game.images.iter().product::<i64>() as usize;
-        for (batch, replica) in batches.iter().zip(self.replicas.clone()) {
+        for (batch, replica) in batches.iter().zip(self.hosted.replicas.clone()) {
             if batch.replica.0 != replica || batch.step != self.state.step {
                 return Err(wrong(format!(
                     "expected replica {replica}'s, found replica {}'s at State({})",
@@ -280,22 +281,6 @@ impl Trainer {
         Ok(())
     }
 
-    /// Each replica's batch, and its vectors to be filled.
-    fn lend(&mut self, batches: Vec<Batch>) -> Vec<(Batch, Vectors)> {
-        batches
-            .into_iter()
-            .zip(&mut self.discriminator_vectors)
-            .zip(&mut self.generator_vectors)
-            .map(|((batch, discriminator), generator)| {
-                let vectors = Vectors {
-                    discriminator: discriminator.lend(),
-                    generator: generator.lend(),
-                };
-                (batch, vectors)
-            })
-            .collect()
-    }
-
     fn weights(&self) -> Weights {
         Weights {
             generator: self.state.generator.parameters.shallow_clone(),
@@ -308,7 +293,7 @@ impl Trainer {
         collective: &mut dyn Collective,
         spent: &mut Duration,
     ) -> Result<(), TrainError> {
-        let mut hosted = slices(&mut self.discriminator_vectors)?;
+        let mut hosted = slices(&mut self.hosted.discriminator_vectors)?;
         let mean = self.discriminator_mean.as_mut_slice()?;
         reduce(self.state.step, collective, &mut hosted, mean, spent)
     }
@@ -319,7 +304,7 @@ impl Trainer {
         flags: Flags,
         spent: &mut Duration,
     ) -> Result<(), TrainError> {
-        let mut hosted = slices(&mut self.generator_vectors)?;
+        let mut hosted = slices(&mut self.hosted.generator_vectors)?;
         for vector in &mut hosted {
             self.game.generator_layout.raise(flags, vector);
         }
@@ -391,90 +376,16 @@ impl Trainer {
         if let Some(average) = &mut self.state.average {
             average.follow(&self.next_generator, self.job.train.ema_decay, step)?;
         }
+        self.turn(step);
+        Ok(())
+    }
+
+    /// Makes both networks' next states the state; the old ones are room again.
+    fn turn(&mut self, step: Step) {
         std::mem::swap(&mut self.state.generator, &mut self.next_generator);
         std::mem::swap(&mut self.state.discriminator, &mut self.next_discriminator);
         self.state.step = step;
-        Ok(())
     }
-}
-
-/// What depends on the hosted replicas.
-struct Hosted {
-    pool: Pool,
-    discriminator_vectors: Vec<Traveller>,
-    generator_vectors: Vec<Traveller>,
-}
-
-impl Hosted {
-    fn new(
-        game: &Arc<Game>,
-        job: &Job,
-        replicas: Range<u32>,
-        cores: usize,
-    ) -> Result<Self, TrainError> {
-        if replicas.is_empty() || replicas.end > job.train.replicas {
-            return Err(TrainError::Replicas {
-                start: replicas.start,
-                end: replicas.end,
-                replicas: job.train.replicas,
-            });
-        }
-        let intra_op = job.workers.threads;
-        let threads = match game.device {
-            Device::Cpu => (cores / intra_op.max(1) as usize).clamp(1, replicas.len()),
-            _ => 1,
-        };
-        let vectors = |len| -> Result<Vec<Traveller>, TorchError> {
-            replicas
-                .clone()
-                .map(|_| Traveller::new(len, game.device))
-                .collect()
-        };
-        Ok(Self {
-            discriminator_vectors: vectors(game.discriminator_layout.len)?,
-            generator_vectors: vectors(game.generator_layout.len)?,
-            pool: Pool::start(game, replicas.clone(), threads, intra_op)?,
-        })
-    }
-}
-
-/// A vector that is filled on the device and travels from host memory; on a CPU these are one.
-#[derive(Debug)]
-struct Traveller {
-    host: HostVector,
-    /// None on a CPU.
-    device: Option<Tensor>,
-}
-
-impl Traveller {
-    fn new(len: usize, device: Device) -> Result<Self, TorchError> {
-        let mut host = HostVector::zeros(len)?;
-        let device = match device {
-            Device::Cpu => None,
-            device => Some(host.lend().f_to_device(device)?),
-        };
-        Ok(Self { host, device })
-    }
-
-    /// The vector as the device writes it.
-    fn lend(&mut self) -> Tensor {
-        match &self.device {
-            Some(tensor) => tensor.shallow_clone(),
-            None => self.host.lend(),
-        }
-    }
-
-    /// The vector in host memory.
-    fn as_mut_slice(&mut self) -> Result<&mut [f32], TorchError> {
-        if let Some(tensor) = &self.device {
-            self.host.lend().f_copy_(tensor)?;
-        }
-        self.host.as_mut_slice()
-    }
-}
-
-fn slices(vectors: &mut [Traveller]) -> Result<Vec<&mut [f32]>, TorchError> {
-    vectors.iter_mut().map(Traveller::as_mut_slice).collect()
 }
 
 fn reduce(
@@ -487,7 +398,11 @@ fn reduce(
     let started = now();
     let result = collective.reduce_mean(hosted, mean);
     *spent += now() - started;
-    result.map_err(|source| TrainError::Collective { step, source })
+    result.map_err(|source| TrainError::Collective {
+        step,
+        attempt: Attempt::Advance,
+        source,
+    })
 }
 
 #[expect(

@@ -28,12 +28,16 @@ enum Task {
     Finish { discriminator: Tensor },
 }
 
-/// A task, for the replica in `slot` of its thread.
-struct Order {
-    slot: usize,
-    replica: ReplicaId,
-    task: Task,
-    reply: Sender<Reply>,
+enum Order {
+    /// A task, for the replica in `slot` of its thread.
+    Compute {
+        slot: usize,
+        replica: ReplicaId,
+        task: Task,
+        reply: Sender<Reply>,
+    },
+    /// Drop what unfinished steps left, and say so.
+    Forget(Sender<()>),
 }
 
 /// How it ended. What the task lent has been dropped by then.
@@ -51,35 +55,55 @@ pub(super) struct Pool {
 
 #[derive(Debug)]
 struct Thread {
-    /// None once the pool is being dropped, which ends the thread.
+    /// None once it is being dropped, which ends the thread.
     orders: Option<Sender<Order>>,
     handle: Option<JoinHandle<()>>,
 }
 
 impl Pool {
-    /// Starts `threads` threads of `intra_op` intra-op threads each for `replicas`.
-    pub(super) fn start(
+    /// No threads, and nothing to do.
+    pub(super) fn idle() -> Self {
+        Self {
+            threads: Vec::new(),
+            replicas: 0..0,
+        }
+    }
+
+    /// Has `threads` threads of `intra_op` intra-op threads each work for `replicas` from now on.
+    /// Threads that are there already stay. After an error it is as before.
+    ///
+    /// No vector that was lent earlier is held afterwards.
+    pub(super) fn host(
+        &mut self,
         game: &Arc<Game>,
         replicas: Range<u32>,
         threads: usize,
         intra_op: u32,
-    ) -> Result<Self, TrainError> {
-        let slots = replicas.len().div_ceil(threads.max(1));
-        let threads = (0..threads.max(1))
-            .map(|index| {
-                let (orders, inbox) = channel();
-                let game = Arc::clone(game);
-                let handle = std::thread::Builder::new()
-                    .name(format!("replicas-{index}"))
-                    .spawn(move || serve(&game, &inbox, slots, intra_op))
-                    .map_err(TrainError::Thread)?;
-                Ok(Thread {
-                    orders: Some(orders),
-                    handle: Some(handle),
-                })
-            })
-            .collect::<Result<_, TrainError>>()?;
-        Ok(Self { threads, replicas })
+    ) -> Result<(), TrainError> {
+        // Threads that don't answer are dead; what replaces them has no trace of them.
+        let kept = if self.forget() {
+            self.threads.len().min(threads)
+        } else {
+            0
+        };
+        let more = (kept..threads)
+            .map(|index| Thread::start(index, game, intra_op))
+            .collect::<Result<Vec<_>, _>>()?;
+        self.threads.truncate(kept);
+        self.threads.extend(more);
+        self.replicas = replicas;
+        Ok(())
+    }
+
+    /// Drops what steps have left whose second half never came: their replicas may move to other
+    /// threads, and their vectors to other replicas. Says whether all threads did.
+    fn forget(&self) -> bool {
+        let (done, answers) = channel();
+        for thread in &self.threads {
+            thread.order(Order::Forget(done.clone()));
+        }
+        drop(done);
+        answers.iter().count() == self.threads.len()
     }
 
     /// Has every replica do what `work` has for it, in their order, and waits for all of them.
@@ -88,17 +112,14 @@ impl Pool {
         let (reply, replies) = channel();
         let mut lost = false;
         for ((index, replica), task) in self.replicas.clone().enumerate().zip(work) {
-            let order = Order {
+            let order = Order::Compute {
                 slot: index / self.threads.len(),
                 replica: ReplicaId(replica),
                 task,
                 reply: reply.clone(),
             };
             let thread = &self.threads[index % self.threads.len()];
-            lost |= thread
-                .orders
-                .as_ref()
-                .is_none_or(|orders| orders.send(order).is_err());
+            lost |= !thread.order(order);
         }
         // Each order holds a sender: once all are gone, everybody has answered or died.
         drop(reply);
@@ -140,31 +161,59 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Thread {
+    fn start(index: usize, game: &Arc<Game>, intra_op: u32) -> Result<Self, TrainError> {
+        let (orders, inbox) = channel();
+        let game = Arc::clone(game);
+        let handle = std::thread::Builder::new()
+            .name(format!("replicas-{index}"))
+            .spawn(move || serve(&game, &inbox, intra_op))
+            .map_err(TrainError::Thread)?;
+        Ok(Self {
+            orders: Some(orders),
+            handle: Some(handle),
+        })
+    }
+
+    /// Gives an order; false if the thread is gone.
+    fn order(&self, order: Order) -> bool {
+        self.orders
+            .as_ref()
+            .is_some_and(|orders| orders.send(order).is_ok())
+    }
+}
+
+impl Drop for Thread {
     fn drop(&mut self) {
-        for thread in &mut self.threads {
-            thread.orders = None;
-        }
-        for thread in &mut self.threads {
-            if let Some(handle) = thread.handle.take() {
-                // A thread that panicked has been reported as lost.
-                let _ = handle.join();
-            }
+        self.orders = None;
+        if let Some(handle) = self.handle.take() {
+            // A thread that panicked has been reported as lost.
+            let _ = handle.join();
         }
     }
 }
 
 /// A replica thread's life.
-fn serve(game: &Game, inbox: &Receiver<Order>, slots: usize, intra_op: u32) {
+fn serve(game: &Game, inbox: &Receiver<Order>, intra_op: u32) {
     torch::set_threads(intra_op);
-    let mut kept: Vec<Option<Fakes>> = (0..slots).map(|_| None).collect();
+    let mut kept: Vec<Option<Fakes>> = Vec::new();
     while let Ok(order) = inbox.recv() {
-        let Order {
-            slot,
-            replica,
-            task,
-            reply,
-        } = order;
+        let (slot, replica, task, reply) = match order {
+            Order::Compute {
+                slot,
+                replica,
+                task,
+                reply,
+            } => (slot, replica, task, reply),
+            Order::Forget(done) => {
+                kept.clear();
+                let _ = done.send(());
+                continue;
+            }
+        };
+        if kept.len() <= slot {
+            kept.resize_with(slot + 1, || None);
+        }
         let kept = &mut kept[slot];
         // All that was lent is in `task` or in `kept`: what a panic leaves of it is dropped here.
         let result = torch::catch("compute a step", || perform(game, kept, task));

@@ -17,6 +17,13 @@ const OUTBOX: usize = 256;
 /// The longest message that is taken, bytes: a large job's spans, with room to spare.
 const LONGEST: usize = 64 << 20;
 
+/// What comes of an attempt to have a session; whoever gave it up may still hear of it.
+pub(super) struct Report {
+    /// Which attempt it was, as its beginner counts them.
+    pub(super) attempt: u64,
+    pub(super) came: FromSession,
+}
+
 /// What comes of a session.
 pub(super) enum FromSession {
     /// It is open; messages go here.
@@ -30,7 +37,12 @@ pub(super) enum FromSession {
 }
 
 /// Opens one session and reports all that comes of it.
-pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSender<FromSession>) {
+pub(super) async fn session(
+    coordinator: Endpoint,
+    attempt: u64,
+    reports: mpsc::UnboundedSender<Report>,
+) {
+    let report = |came| reports.send(Report { attempt, came });
     let endpoint = coordinator
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
@@ -40,11 +52,11 @@ pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSende
     let last = match open(endpoint).await {
         Err(error) => FromSession::Unreachable(error),
         Ok((outbox, mut inbox)) => {
-            let _ = reports.send(FromSession::Opened(outbox));
+            let _ = report(FromSession::Opened(outbox));
             loop {
                 match inbox.message().await {
                     Ok(Some(message)) => {
-                        if reports.send(FromSession::Said(message)).is_err() {
+                        if report(FromSession::Said(message)).is_err() {
                             return;
                         }
                     }
@@ -54,14 +66,14 @@ pub(super) async fn session(coordinator: Endpoint, reports: mpsc::UnboundedSende
                     Err(status) => {
                         break FromSession::Closed(format!(
                             "the session with the coordinator broke: {}",
-                            status.message()
+                            account(&status)
                         ));
                     }
                 }
             }
         }
     };
-    let _ = reports.send(last);
+    let _ = report(last);
 }
 
 type Session = (
@@ -84,7 +96,15 @@ async fn open(endpoint: Endpoint) -> Result<Session, String> {
     Ok((outbox, reply.into_inner()))
 }
 
-/// tonic wraps the operating system's word twice.
+/// What a broken session says of itself.
+fn account(status: &tonic::Status) -> String {
+    match status.source() {
+        Some(source) => innermost(source),
+        None => status.message().to_owned(),
+    }
+}
+
+/// tonic wraps the operating system's word several times.
 fn innermost(error: &dyn Error) -> String {
     let mut error = error;
     while let Some(source) = error.source() {

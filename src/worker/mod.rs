@@ -2,10 +2,19 @@
 //!
 //! Tokio carries the session, the signals and the metrics; the tensors belong to one OS thread
 //! (`training`), which never waits for this one between two steps. What is done when is decided
-//! by [`crate::session`].
+//! by [`crate::session`]; this loop tells it what happened, and does what it says. `inbox` and
+//! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
+//! leads to the coordinator.
 
 pub mod cli;
 mod client;
+mod history;
+mod identity;
+mod inbox;
+mod orders;
+mod outbox;
+mod pulse;
+mod run;
 mod saving;
 mod training;
 mod wire;
@@ -13,21 +22,26 @@ mod wire;
 use crate::collective::{CollectiveError, Listener};
 use crate::config::{self, Job};
 use crate::data::Dataset;
+use crate::ids::{Generation, Step};
 use crate::membership::DeviceKind;
 use crate::proto;
-use crate::session::{Action, Event, Exit, Session};
+use crate::session::{Action, Event, Exit, Session, Terms};
 use client::FromSession;
+use inbox::{Command, Form, Inbox};
+use orders::Orders;
+use outbox::Outbox;
 use proto::coordinator_message::Kind as FromCoordinator;
 use proto::worker_message::Kind as ToCoordinator;
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use pulse::Pulse;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
 use tonic::transport::Endpoint;
-use training::{Command, Orders, Report, Training};
+use training::{Report, Tools, Training};
 
-/// For the training thread to end once it is told to.
+/// For the training thread to end once it is told to, beyond what it may have to save.
 const FAREWELL: Duration = Duration::from_secs(10);
 
 /// What can keep a worker from even beginning.
@@ -69,15 +83,20 @@ pub struct Options {
 ///
 /// # Errors
 /// [`WorkerError`], before anything has begun; all that happens later is an [`Exit`].
+#[expect(
+    clippy::disallowed_methods,
+    reason = "this is where the machine's clock starts"
+)]
 pub async fn run(options: Options) -> Result<Exit, WorkerError> {
-    let url = &options.coordinator;
-    let endpoint = proto::endpoint(url)?;
+    let origin = Instant::now();
+    let endpoint = proto::endpoint(&options.coordinator)?;
     let host = match &options.advertise {
         Some(host) => host.clone(),
-        None => facing(&endpoint),
+        None => identity::facing(&endpoint),
     };
-    let listener = Listener::bind(&join_host_port(&bind_address(&host).to_string(), 0))?;
-    let port = listener.local_addr().port();
+    let bind = identity::bind_address(&host).to_string();
+    let listener = Listener::bind(&identity::join_host_port(&bind, 0))?;
+    let collective = identity::join_host_port(&host, listener.local_addr().port());
     let device = crate::torch::device_description(options.device);
     let device = device.map_err(|error| WorkerError::Device {
         device: format!("{:?}", options.device),
@@ -89,33 +108,36 @@ pub async fn run(options: Options) -> Result<Exit, WorkerError> {
         libtorch: device.libtorch,
     };
     tracing::info!("{kind}, {} replicas side by side", options.cores);
-    let hello = proto::Hello {
-        protocol: "ganglion.v1".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        incarnation: incarnation(),
-        host: host_name(),
-        pid: std::process::id(),
-        collective: join_host_port(&host, port),
-        device: Some(wire::device(&kind)),
-        cores: options.cores,
-    };
-    let worker = Worker {
+    let (session, actions) = Session::new(options.join, origin.elapsed());
+    let (channels, inputs) = channels();
+    let mut worker = Worker {
         endpoint,
-        hello,
+        hello: identity::introduction(collective, &kind, options.cores),
         listener: Arc::new(listener),
         device: options.device,
         device_kind: kind,
         cores: options.cores as usize,
-        join: options.join,
+        session,
+        channels,
+        attempt: 0,
+        dialling: None,
+        unreachable: None,
+        outbox: Outbox::default(),
         orders: Arc::default(),
-        outbox: None,
-        job: None,
+        pulse: Arc::default(),
+        enrolment: None,
+        checkpoint: None,
         training: None,
     };
-    Ok(worker.run().await)
+    let exit = match worker.carry_out(actions, None) {
+        Some(exit) => exit,
+        None => worker.attend(inputs, origin).await,
+    };
+    worker.end(&exit).await;
+    Ok(exit)
 }
 
-/// A job, as the coordinator's Welcome told it.
+/// A job, as the coordinator's first Welcome told it.
 #[derive(Clone)]
 struct Enrolment {
     job_id: String,
@@ -130,63 +152,84 @@ struct Worker {
     device: tch::Device,
     device_kind: DeviceKind,
     cores: usize,
-    join: Duration,
+    session: Session,
+    channels: Channels,
+    /// Counts attempts to have a session. What an earlier one still reports is past.
+    attempt: u64,
+    dialling: Option<AbortHandle>,
+    /// Why the coordinator could not be reached, as it was logged.
+    unreachable: Option<String>,
+    outbox: Outbox,
     orders: Arc<Orders>,
-    outbox: Option<mpsc::Sender<proto::WorkerMessage>>,
-    job: Option<Enrolment>,
+    pulse: Arc<Pulse>,
+    enrolment: Option<Enrolment>,
+    /// The newest checkpoint on record, as the newest assignment has it.
+    checkpoint: Option<Step>,
     training: Option<TrainingThread>,
 }
 
 struct TrainingThread {
     commands: std::sync::mpsc::Sender<Command>,
+    data_digest: String,
     handle: std::thread::JoinHandle<()>,
 }
 
 /// What reaches the worker's loop.
 enum Input {
-    Session(FromSession),
-    Prepared(Result<Arc<Dataset>, String>),
+    Session(client::Report),
+    Opened(Result<Arc<Dataset>, String>),
     Training(Report),
     Terminate,
     Timeout,
 }
 
-/// What a message carries for the action that it leads to.
-#[derive(Default)]
-struct Carried {
-    command: Option<Command>,
+/// Where what reaches the loop comes in.
+struct Inputs {
+    session: mpsc::UnboundedReceiver<client::Report>,
+    opened: mpsc::UnboundedReceiver<Result<Arc<Dataset>, String>>,
+    training: mpsc::UnboundedReceiver<Report>,
+}
+
+/// The other ends.
+struct Channels {
+    session: mpsc::UnboundedSender<client::Report>,
+    opened: mpsc::UnboundedSender<Result<Arc<Dataset>, String>>,
+    training: mpsc::UnboundedSender<Report>,
+}
+
+fn channels() -> (Channels, Inputs) {
+    let (to_session, session) = mpsc::unbounded_channel();
+    let (to_opened, opened) = mpsc::unbounded_channel();
+    let (to_training, training) = mpsc::unbounded_channel();
+    let channels = Channels {
+        session: to_session,
+        opened: to_opened,
+        training: to_training,
+    };
+    let inputs = Inputs {
+        session,
+        opened,
+        training,
+    };
+    (channels, inputs)
 }
 
 impl Worker {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "this is where the machine's clock starts"
-    )]
-    async fn run(mut self) -> Exit {
-        let origin = Instant::now();
-        let (mut session, actions) = Session::new(self.join, origin.elapsed());
-        let (to_session, mut from_session) = mpsc::unbounded_channel();
-        let (to_prepare, mut from_prepare) = mpsc::unbounded_channel();
-        let (to_training, mut from_training) = mpsc::unbounded_channel();
-        let channels = Channels {
-            session: to_session,
-            prepared: to_prepare,
-            reports: to_training,
-        };
-        if let Some(exit) = self.carry_out(actions, Carried::default(), &channels) {
-            return exit;
-        }
+    /// The loop.
+    async fn attend(&mut self, mut inputs: Inputs, origin: Instant) -> Exit {
+        crate::signals::survive_file_limits();
         let mut terminated = Box::pin(crate::signals::termination(1));
         loop {
-            let wait = session
+            let wait = self
+                .session
                 .next_deadline()
                 .map_or(Duration::from_secs(3600), |at| {
                     at.saturating_sub(origin.elapsed())
                 });
             let input = tokio::select! {
-                Some(from) = from_session.recv() => Input::Session(from),
-                Some(prepared) = from_prepare.recv() => Input::Prepared(prepared),
-                Some(report) = from_training.recv() => Input::Training(report),
+                Some(report) = inputs.session.recv() => Input::Session(report),
+                Some(opened) = inputs.opened.recv() => Input::Opened(opened),
+                Some(report) = inputs.training.recv() => Input::Training(report),
                 signal = &mut terminated => {
                     tracing::info!("{signal}");
                     terminated = Box::pin(crate::signals::termination(1));
@@ -195,105 +238,136 @@ impl Worker {
                 () = tokio::time::sleep(wait) => Input::Timeout,
             };
             let now = origin.elapsed();
-            let mut carried = Carried::default();
-            let actions = match self.event(input, &mut carried, &channels) {
-                Some(Heard::Event(event)) => session.handle(event, now),
-                Some(Heard::Timeout) => session.handle_timeout(now),
+            let mut command = None;
+            let actions = match self.event(input, &mut command) {
+                Some(Heard::Event(event)) => self.session.handle(event, now),
+                Some(Heard::Timeout) => self.session.handle_timeout(now),
                 None => Vec::new(),
             };
-            if let Some(exit) = self.carry_out(actions, carried, &channels) {
-                self.end().await;
+            if let Some(exit) = self.carry_out(actions, command) {
                 return exit;
+            }
+            if self.outbox.is_stuck() {
+                let why = "the coordinator takes no messages any more".to_owned();
+                self.hang_up();
+                let actions = self.session.handle(Event::Disconnected(why), now);
+                if let Some(exit) = self.carry_out(actions, None) {
+                    return exit;
+                }
             }
         }
     }
 
     /// Turns what came in into an event, or passes it on if no decision is needed.
-    fn event(&mut self, input: Input, carried: &mut Carried, channels: &Channels) -> Option<Heard> {
+    fn event(&mut self, input: Input, command: &mut Option<Command>) -> Option<Heard> {
         let event = match input {
             Input::Timeout => return Some(Heard::Timeout),
             Input::Terminate => Event::Terminate,
-            Input::Session(FromSession::Opened(outbox)) => {
-                self.outbox = Some(outbox);
-                self.say(ToCoordinator::Hello(self.hello.clone()));
-                Event::Connected
-            }
-            Input::Session(FromSession::Unreachable(error)) => {
-                tracing::info!("can't reach the coordinator yet: {error}");
-                Event::Unreachable(error)
-            }
-            Input::Session(FromSession::Closed(why)) => {
-                self.outbox = None;
-                tracing::warn!("{why}");
-                Event::Disconnected(why)
-            }
-            Input::Session(FromSession::Said(message)) => {
-                self.hear(message, carried).unwrap_or_else(|malformed| {
-                    Event::Failed(format!(
-                        "{malformed}; use the same version of both programs"
-                    ))
-                })
-            }
-            Input::Prepared(Err(reason)) => Event::Failed(reason),
-            Input::Prepared(Ok(dataset)) => {
-                let digest = dataset.digest().to_owned();
-                match self.start_training(dataset, channels) {
-                    Ok(()) => Event::Prepared(digest),
-                    Err(reason) => Event::Failed(reason),
-                }
-            }
-            Input::Training(Report::Say(kind)) => {
-                self.say(*kind);
-                return None;
-            }
-            Input::Training(Report::Formed(generation, step)) => Event::Formed(generation, step),
-            Input::Training(Report::Ended(generation, step, finish)) => {
-                Event::TrainingEnded(generation, step, finish)
-            }
-            Input::Training(Report::CollectiveFailed(generation, step, reason)) => {
-                tracing::warn!("{reason}");
-                Event::CollectiveFailed(generation, step, reason)
-            }
+            // An attempt that was given up has nothing to say any more.
+            Input::Session(report) if report.attempt != self.attempt => return None,
+            Input::Session(report) => self.came(report.came, command),
+            Input::Opened(Err(reason)) => Event::Failed(reason),
+            Input::Opened(Ok(dataset)) => match self.start_training(dataset) {
+                // What it will have to wait for is done before a seat is asked for.
+                Ok(()) => return None,
+                Err(reason) => Event::Failed(reason),
+            },
+            Input::Training(report) => self.reported(report)?,
         };
         Some(Heard::Event(event))
     }
 
+    fn came(&mut self, came: FromSession, command: &mut Option<Command>) -> Event {
+        match came {
+            FromSession::Opened(session) => {
+                self.unreachable = None;
+                self.outbox.open(session);
+                Event::Connected
+            }
+            FromSession::Unreachable(error) => {
+                // It is tried again every few seconds; once is enough for people.
+                if self.unreachable.as_ref() != Some(&error) {
+                    tracing::info!("can't reach the coordinator yet: {error}");
+                    self.unreachable = Some(error.clone());
+                }
+                Event::Unreachable(error)
+            }
+            FromSession::Closed(why) => {
+                tracing::warn!("{why}");
+                self.hang_up();
+                Event::Disconnected(why)
+            }
+            FromSession::Said(message) => self.hear(message, command).unwrap_or_else(|malformed| {
+                Event::Failed(format!(
+                    "{malformed}; use the same version of both programs"
+                ))
+            }),
+        }
+    }
+
+    fn reported(&mut self, report: Report) -> Option<Event> {
+        let event = match report {
+            Report::Progress(progress) => {
+                self.outbox.progress(progress);
+                return None;
+            }
+            Report::Checkpoint(written) => {
+                self.outbox.checkpoint(*written, self.session.generation());
+                return None;
+            }
+            Report::Ready => {
+                let digest = self.training.as_ref().map(|training| &training.data_digest);
+                Event::Prepared(digest.cloned().unwrap_or_default())
+            }
+            Report::Unfit(reason) => Event::Failed(reason),
+            Report::Formed(generation, step, forming) => Event::Formed(generation, step, forming),
+            Report::Paused(generation, step) => Event::Paused(generation, step),
+            Report::Ended(generation, step, finish) => {
+                Event::TrainingEnded(generation, step, finish)
+            }
+            Report::CollectiveFailed(generation, step, breakage) => {
+                tracing::warn!(%step, "{}", breakage.reason);
+                Event::CollectiveFailed(generation, step, breakage)
+            }
+        };
+        Some(event)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how long the training thread takes to leave what it does is measured from here"
+    )]
     fn hear(
         &mut self,
         message: proto::CoordinatorMessage,
-        carried: &mut Carried,
+        command: &mut Option<Command>,
     ) -> Result<Event, wire::Malformed> {
-        use crate::ids::Generation;
         let event = match message.kind.ok_or(wire::Malformed::Empty)? {
-            FromCoordinator::Welcome(welcome) => match enrolment(&welcome) {
-                Ok(job) => {
-                    let heartbeat = Duration::try_from_secs_f64(welcome.heartbeat_seconds)
-                        .unwrap_or_default()
-                        .clamp(Duration::from_millis(10), Duration::from_secs(60));
-                    let patience = job.job.deadlines.coordinator;
-                    self.job = Some(job);
-                    Event::Welcome {
-                        heartbeat,
-                        patience,
-                    }
-                }
-                Err(reason) => Event::Failed(reason),
-            },
+            FromCoordinator::Welcome(welcome) => self.welcome(&welcome)?,
             FromCoordinator::Refused(refused) => Event::Refused {
                 reason: refused.reason,
                 permanent: refused.permanent,
             },
             FromCoordinator::Assignment(message) => {
                 let assignment = wire::assignment(message)?;
-                let generation = assignment.group.generation;
-                carried.command = Some(Command::Form(Box::new(assignment)));
-                Event::Assignment(generation)
+                let event = Event::Assignment(assignment.generation(), assignment.close);
+                *command = Some(Command::Form(Box::new(Form {
+                    assignment,
+                    heard_at: Instant::now(),
+                })));
+                event
             }
             FromCoordinator::Work(message) => {
                 let generation = Generation(message.generation);
-                carried.command = Some(Command::Work(generation, wire::work(message)));
+                *command = Some(Command::Work(generation, wire::work(message)));
                 Event::Work(generation)
             }
+            FromCoordinator::Pause(pause) => Event::Pause(Generation(pause.generation)),
+            FromCoordinator::Hold(hold) => {
+                tracing::info!(generation = hold.generation, "to wait: {}", hold.reason);
+                Event::Hold(Generation(hold.generation), hold.reason)
+            }
+            FromCoordinator::Release(_) => Event::Release,
             FromCoordinator::Stop(stop) => {
                 tracing::info!("told to stop: {}", stop.reason);
                 Event::Stop { drain: stop.drain }
@@ -307,93 +381,164 @@ impl Worker {
         Ok(event)
     }
 
-    fn carry_out(
-        &mut self,
-        actions: Vec<Action>,
-        mut carried: Carried,
-        channels: &Channels,
-    ) -> Option<Exit> {
+    /// The first Welcome brings the job; a later one must be of the same.
+    fn welcome(&mut self, welcome: &proto::Welcome) -> Result<Event, wire::Malformed> {
+        let heartbeat = wire::heartbeat(welcome.heartbeat_seconds)?;
+        let enrolment = match self.enrolment.take() {
+            Some(known) if known.job_id != welcome.job_id => {
+                return Ok(Event::Refused {
+                    reason: format!(
+                        "this worker takes part in job id {}, and the coordinator is now that of \
+                         {}: start a new worker for it",
+                        known.job_id, welcome.job_id
+                    ),
+                    permanent: true,
+                });
+            }
+            Some(known) => known,
+            None => match enrolment(welcome) {
+                Ok(new) => new,
+                Err(reason) => return Ok(Event::Failed(reason)),
+            },
+        };
+        tracing::info!(
+            worker = welcome.worker,
+            job = %enrolment.job.job.name,
+            id = %welcome.job_id,
+            resumed = welcome.resumed,
+            "welcome"
+        );
+        self.hello.job_id.clone_from(&enrolment.job_id);
+        let deadlines = enrolment.job.deadlines;
+        self.enrolment = Some(enrolment);
+        let present = self.session.generation();
+        self.outbox.admitted(welcome.resumed, present);
+        Ok(Event::Welcome(Terms {
+            resumed: welcome.resumed,
+            heartbeat,
+            patience: deadlines.coordinator,
+            farewell: deadlines.collective + 2 * deadlines.checkpoint + deadlines.coordinator,
+        }))
+    }
+
+    fn carry_out(&mut self, actions: Vec<Action>, mut command: Option<Command>) -> Option<Exit> {
         for action in actions {
             match action {
-                Action::Connect => {
-                    let session = client::session(self.endpoint.clone(), channels.session.clone());
-                    tokio::spawn(session);
+                Action::Connect => self.dial(),
+                Action::SayHello(mut standing) => {
+                    standing.step = standing.step.max(self.pulse.step());
+                    self.outbox.say(wire::hello(&self.hello, standing));
                 }
-                Action::Prepare => self.prepare(channels),
-                Action::SayReady(data_digest) => {
-                    self.say(ToCoordinator::Ready(proto::Ready { data_digest }));
+                Action::Prepare => self.prepare(),
+                Action::SayReady(digest) => {
+                    self.outbox.say(wire::ready(digest, self.pulse.step()));
                 }
-                Action::Form | Action::GiveWork => {
-                    if let (Some(command), Some(training)) =
-                        (carried.command.take(), &self.training)
-                    {
-                        // If the thread is gone, its last report says why.
-                        let _ = training.commands.send(command);
+                Action::Form => {
+                    if let Some(Command::Form(form)) = &command {
+                        let checkpoint = form.assignment.checkpoint.as_ref();
+                        self.checkpoint = checkpoint.map(|checkpoint| checkpoint.step);
                     }
+                    self.command(command.take());
                 }
-                Action::SayFormed(generation, step) => {
-                    self.say(ToCoordinator::Formed(proto::Formed {
-                        generation: generation.0,
-                        step: step.0,
-                    }));
+                Action::GiveWork => self.command(command.take()),
+                Action::Abort(floor, reason) => {
+                    self.orders.abort(floor, &reason);
+                    self.command(Some(Command::Look));
                 }
-                Action::RaiseStop => self.orders.raise_stop(),
-                Action::RaiseLeaving => self.orders.raise_leaving(),
-                Action::SayLeaving(generation) => {
-                    self.say(ToCoordinator::Leaving(proto::Leaving {
-                        generation: generation.0,
-                    }));
+                Action::RaisePause(generation) => {
+                    self.orders.raise_pause(generation);
+                    self.command(Some(Command::Look));
                 }
-                Action::SayCollectiveFailed(generation, step, reason) => {
-                    self.say(ToCoordinator::CollectiveFailed(proto::CollectiveFailed {
-                        generation: generation.0,
-                        step: step.0,
-                        reason,
-                    }));
+                Action::RaiseStop(generation) => {
+                    self.orders.raise_stop(generation);
+                    self.command(Some(Command::Look));
+                }
+                Action::RaiseDrain(generation) => {
+                    self.orders.raise_drain(generation);
+                    self.command(Some(Command::Look));
+                }
+                Action::RaiseLeaving => {
+                    self.orders.raise_leaving();
+                    self.command(Some(Command::Look));
+                }
+                Action::SayFormed(generation, step, forming) => {
+                    self.outbox.say(wire::formed(generation, step, forming));
+                    self.outbox.seated(self.checkpoint, generation);
+                }
+                Action::SayPaused(generation, step) => {
+                    self.outbox.say(wire::paused(generation, step));
+                }
+                Action::SayLeaving(generation) => self.outbox.say(wire::leaving(generation)),
+                Action::SayCollectiveFailed(generation, step, breakage) => {
+                    let failed = wire::collective_failed(generation, step, breakage);
+                    self.outbox.say(failed);
                 }
                 Action::SayFinished(generation, step, finish) => {
-                    self.send(wire::finished(generation, step, finish));
+                    self.outbox.say(wire::finished(generation, step, finish));
                 }
-                Action::Beat => self.say(ToCoordinator::Heartbeat(proto::Heartbeat {})),
+                Action::Beat => self.beat(),
                 Action::Exit(exit) => return Some(exit),
             }
         }
         None
     }
 
-    fn say(&mut self, kind: ToCoordinator) {
-        self.send(wire::message(kind));
+    /// If the thread is gone, its last report says why.
+    fn command(&self, command: Option<Command>) {
+        if let (Some(command), Some(training)) = (command, &self.training) {
+            let _ = training.commands.send(command);
+        }
     }
 
-    /// What can't be delivered is dropped: nothing waits for the coordinator (invariant 5).
-    fn send(&mut self, message: proto::WorkerMessage) {
-        if let Some(outbox) = &self.outbox
-            && let Err(error) = outbox.try_send(message)
-        {
-            tracing::warn!("a message for the coordinator is lost: {error}");
+    fn beat(&mut self) {
+        let generation = self.session.generation();
+        let pace = self.pulse.take(generation);
+        self.outbox.say(ToCoordinator::Heartbeat(proto::Heartbeat {
+            generation: generation.0,
+            step: self.pulse.step().0,
+            compute_seconds: pace.compute.as_secs_f64(),
+            hosted: pace.hosted,
+        }));
+    }
+
+    /// Tries to have a session. There is one attempt at a time.
+    fn dial(&mut self) {
+        self.hang_up();
+        self.attempt += 1;
+        let endpoint = self.endpoint.clone();
+        let session = client::session(endpoint, self.attempt, self.channels.session.clone());
+        self.dialling = Some(tokio::spawn(session).abort_handle());
+    }
+
+    /// Ends the session, whichever way it went.
+    fn hang_up(&mut self) {
+        self.outbox.close();
+        if let Some(dialling) = self.dialling.take() {
+            dialling.abort();
         }
     }
 
     /// Gets the data ready, off the loop.
-    fn prepare(&self, channels: &Channels) {
-        let Some(enrolment) = &self.job else {
+    fn prepare(&self) {
+        let Some(enrolment) = &self.enrolment else {
             return;
         };
         let job = Arc::clone(&enrolment.job);
-        let prepared = channels.prepared.clone();
+        let opened = self.channels.opened.clone();
         tokio::task::spawn_blocking(move || {
-            let opened = Dataset::open(&job, &mut |_, _| {});
-            let opened = opened.map(Arc::new).map_err(|error| error.to_string());
-            let _ = prepared.send(opened);
+            let dataset = Dataset::open(&job, &mut |_, _| {});
+            let dataset = dataset.map(Arc::new).map_err(|error| error.to_string());
+            let _ = opened.send(dataset);
         });
     }
 
-    fn start_training(&mut self, dataset: Arc<Dataset>, channels: &Channels) -> Result<(), String> {
-        let Some(enrolment) = &self.job else {
+    fn start_training(&mut self, dataset: Arc<Dataset>) -> Result<(), String> {
+        let Some(enrolment) = &self.enrolment else {
             return Err("the data came before the job".to_owned());
         };
+        let data_digest = dataset.digest().to_owned();
         let (commands, inbox) = std::sync::mpsc::channel();
-        let training = Training {
+        let tools = Tools {
             enrolment: enrolment.clone(),
             dataset,
             device: self.device,
@@ -401,27 +546,41 @@ impl Worker {
             cores: self.cores,
             listener: Arc::clone(&self.listener),
             orders: Arc::clone(&self.orders),
-            commands: inbox,
-            reports: channels.reports.clone(),
+            pulse: Arc::clone(&self.pulse),
+            reports: self.channels.training.clone(),
         };
+        let training = Training::new(tools, Inbox::new(inbox));
         let handle = std::thread::Builder::new()
             .name("training".to_owned())
             .spawn(move || training.run())
             .map_err(|error| format!("can't start the training thread: {error}"))?;
-        self.training = Some(TrainingThread { commands, handle });
+        self.training = Some(TrainingThread {
+            commands,
+            data_digest,
+            handle,
+        });
         Ok(())
     }
 
-    /// Ends the training thread, so that nothing computes while the process is torn down.
-    async fn end(self) {
-        self.orders.abort("the worker is ending");
-        drop(self.outbox);
+    /// Ends the training thread, so that nothing computes while the process is torn down. Without a
+    /// coordinator nobody may be left who holds what this worker does: then it is saved.
+    async fn end(mut self, exit: &Exit) {
+        let mut patience = FAREWELL;
+        if !self.outbox.is_open() && matches!(exit, Exit::Left | Exit::Failed(_)) {
+            self.orders.save_at_the_end();
+            let enrolment = self.enrolment.as_ref();
+            let checkpoint = enrolment.map(|enrolment| enrolment.job.deadlines.checkpoint);
+            patience += 2 * checkpoint.unwrap_or_default();
+        }
+        self.orders
+            .abort(Generation(u64::MAX), "the worker is ending");
+        self.hang_up();
         let Some(training) = self.training else {
             return;
         };
         drop(training.commands);
         let joined = tokio::task::spawn_blocking(move || training.handle.join());
-        if tokio::time::timeout(FAREWELL, joined).await.is_err() {
+        if tokio::time::timeout(patience, joined).await.is_err() {
             tracing::warn!("the training thread does not end; leaving without it");
         }
     }
@@ -433,80 +592,12 @@ enum Heard {
     Timeout,
 }
 
-struct Channels {
-    session: mpsc::UnboundedSender<FromSession>,
-    prepared: mpsc::UnboundedSender<Result<Arc<Dataset>, String>>,
-    reports: mpsc::UnboundedSender<Report>,
-}
-
 fn enrolment(welcome: &proto::Welcome) -> Result<Enrolment, String> {
     let job = config::parse(&welcome.job, "the coordinator's job", Path::new("/"), &[])
         .map_err(|error| error.to_string())?;
-    tracing::info!(worker = welcome.worker, job = %job.job.name, id = %welcome.job_id, "welcome");
     Ok(Enrolment {
         job_id: welcome.job_id.clone(),
         job: Arc::new(job),
         run_dir: PathBuf::from(&welcome.run_dir),
     })
-}
-
-/// The address of this machine that faces the coordinator.
-fn facing(endpoint: &Endpoint) -> String {
-    let uri = endpoint.uri();
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let target = (host, uri.port_u16().unwrap_or(80)).to_socket_addrs();
-    let Some(target) = target.ok().and_then(|mut found| found.next()) else {
-        // The name may not exist yet; the host's own name is the best guess.
-        return host_name();
-    };
-    // No packet is sent: connecting a datagram socket only chooses the route.
-    let any: SocketAddr = if target.is_ipv4() {
-        (IpAddr::from([0, 0, 0, 0]), 0).into()
-    } else {
-        (IpAddr::from([0_u16; 8]), 0).into()
-    };
-    let route = UdpSocket::bind(any).and_then(|socket| {
-        socket.connect(target)?;
-        socket.local_addr()
-    });
-    match route {
-        Ok(local) => local.ip().to_string(),
-        Err(_) => host_name(),
-    }
-}
-
-/// A worker that is known by a loopback address listens there alone.
-fn bind_address(host: &str) -> IpAddr {
-    match host.parse::<IpAddr>() {
-        Ok(address) if address.is_loopback() => address,
-        Ok(address) if address.is_ipv6() => IpAddr::from([0_u16; 8]),
-        _ => IpAddr::from([0, 0, 0, 0]),
-    }
-}
-
-fn join_host_port(host: &str, port: u16) -> String {
-    if host.contains(':') {
-        format!("[{host}]:{port}")
-    } else {
-        format!("{host}:{port}")
-    }
-}
-
-fn host_name() -> String {
-    let from_kernel = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let name = from_kernel.unwrap_or_default().trim().to_owned();
-    if name.is_empty() {
-        "localhost".to_owned()
-    } else {
-        name
-    }
-}
-
-/// Tells this process from every other one that was or will be.
-fn incarnation() -> String {
-    let mut bytes = [0; 8];
-    match getrandom::fill(&mut bytes) {
-        Ok(()) => format!("{:016x}", u64::from_le_bytes(bytes)),
-        Err(_) => format!("pid-{}", std::process::id()),
-    }
 }

@@ -1,16 +1,15 @@
 //! Checkpoints and pictures, written off the training thread.
 //!
-//! A failure to write never stops the training: it is logged, counted and reported, and the last
-//! good checkpoint stays.
+//! A process has one writer, whatever generations come and go: what is under way when a generation
+//! ends is written all the same. A failure to write never stops the training: it is logged, counted
+//! and reported, and the last good checkpoint stays.
 
 use super::Enrolment;
 use super::training::Report;
-use super::wire;
 use crate::checkpoint::{Description, Snapshot, Store};
 use crate::ids::{Generation, Step};
 use crate::membership::DeviceKind;
 use crate::proto;
-use crate::proto::worker_message::Kind;
 use crate::sample::{self, Images};
 use crate::telemetry::metrics;
 use std::collections::BTreeMap;
@@ -30,7 +29,9 @@ pub(super) struct About {
 /// A thread that writes.
 pub(super) struct Saver {
     tasks: Sender<Task>,
-    /// Hears when the newest checkpoint is on disk, or has failed.
+    /// The newest state that was handed over.
+    newest: Option<Step>,
+    /// Hears when that is on disk, or has failed.
     pending: Option<Receiver<()>>,
     deadline: Duration,
     /// For the checkpoint before.
@@ -41,8 +42,9 @@ pub(super) struct Saver {
 enum Task {
     Checkpoint(Generation, Box<Snapshot>, Sender<()>),
     Picture(Step, Images, u32),
-    /// Answer once all before is written: how the newest checkpoint fared.
-    Finish(Sender<Result<(), String>>),
+    /// Answer once all before is written: how the checkpoint of this step fared, if it is the
+    /// newest.
+    Finish(Step, Sender<Result<(), String>>),
 }
 
 impl Saver {
@@ -54,13 +56,14 @@ impl Saver {
             samples: about.enrolment.run_dir.join("samples"),
             about,
             reports: reports.clone(),
-            newest: Ok(()),
+            failed: None,
         };
         std::thread::Builder::new()
             .name("saving".to_owned())
             .spawn(move || thread.run(&inbox))?;
         Ok(Self {
             tasks,
+            newest: None,
             pending: None,
             deadline: deadlines.checkpoint,
             patience: deadlines.checkpoint.min(deadlines.collective / 4),
@@ -68,10 +71,14 @@ impl Saver {
         })
     }
 
-    /// Hands a state over, and says whether it was taken. If the one before is still being written
-    /// it waits, but not so long that its peers would give this worker up: then this state is left
-    /// out, and reported as failed.
-    pub(super) fn checkpoint(&mut self, generation: Generation, snapshot: Snapshot) -> bool {
+    /// The newest state that was handed over in this process.
+    pub(super) fn newest(&self) -> Option<Step> {
+        self.newest
+    }
+
+    /// Hands a state over. If the one before is still being written it waits, but not so long that
+    /// its peers would give this worker up: then this state is left out, and reported as failed.
+    pub(super) fn checkpoint(&mut self, generation: Generation, snapshot: Snapshot) {
         let busy = self.pending.as_ref().is_some_and(|pending| {
             pending.recv_timeout(self.patience) == Err(RecvTimeoutError::Timeout)
         });
@@ -81,12 +88,12 @@ impl Saver {
         } else {
             self.last_checkpoint(generation, snapshot);
         }
-        !busy
     }
 
     /// Hands the last state over, even if the one before is still being written.
     pub(super) fn last_checkpoint(&mut self, generation: Generation, snapshot: Snapshot) {
         let (done, pending) = channel();
+        self.newest = Some(snapshot.step);
         self.pending = Some(pending);
         let task = Task::Checkpoint(generation, Box::new(snapshot), done);
         // If the thread is gone, `finish` says so.
@@ -97,11 +104,11 @@ impl Saver {
         let _ = self.tasks.send(Task::Picture(step, images, columns));
     }
 
-    /// Waits until all is written, for two checkpoints' time at most, and says how the newest
-    /// checkpoint fared.
-    pub(super) fn finish(self) -> Result<(), String> {
+    /// Waits until all is written, for two checkpoints' time at most, and says how the checkpoint of
+    /// `last` fared, if that was handed over last.
+    pub(super) fn finish(&self, last: Step) -> Result<(), String> {
         let (done, written) = channel();
-        let _ = self.tasks.send(Task::Finish(done));
+        let _ = self.tasks.send(Task::Finish(last, done));
         let deadline = 2 * self.deadline;
         match written.recv_timeout(deadline) {
             Ok(result) => result,
@@ -121,8 +128,8 @@ struct Writer {
     store: Store,
     samples: PathBuf,
     reports: UnboundedSender<Report>,
-    /// How the newest checkpoint fared.
-    newest: Result<(), String>,
+    /// The newest checkpoint, if it could not be written, and why.
+    failed: Option<(Step, String)>,
 }
 
 impl Writer {
@@ -130,11 +137,13 @@ impl Writer {
         while let Ok(task) = tasks.recv() {
             match task {
                 Task::Checkpoint(generation, snapshot, done) => {
-                    self.newest = self.checkpoint(generation, &snapshot);
+                    let written = self.checkpoint(generation, &snapshot);
+                    self.failed = written.err().map(|why| (snapshot.step, why));
                     let _ = done.send(());
                 }
-                Task::Finish(done) => {
-                    let _ = done.send(self.newest.clone());
+                Task::Finish(last, done) => {
+                    let failed = self.failed.as_ref().filter(|(step, _)| *step == last);
+                    let _ = done.send(failed.map_or(Ok(()), |(_, why)| Err(why.clone())));
                 }
                 Task::Picture(step, images, columns) => {
                     let path = self.samples.join(format!("step-{:08}.png", step.0));
@@ -174,11 +183,12 @@ impl Writer {
                     seconds: took.as_secs_f64(),
                     error: String::new(),
                 };
-                let _ = self
-                    .reports
-                    .send(Report::Say(Box::new(Kind::CheckpointWritten(message))));
+                let _ = self.reports.send(Report::Checkpoint(Box::new(message)));
                 let keep = self.about.enrolment.job.checkpoint;
-                if let Err(error) = self.store.retain(keep.keep_last, keep.keep_every) {
+                let kept = self
+                    .store
+                    .retain(keep.keep_last, keep.keep_every, step, generation);
+                if let Err(error) = kept {
                     tracing::warn!("old checkpoints can't be removed: {error}");
                 }
                 Ok(())
@@ -229,6 +239,11 @@ fn report_failure(
         "the checkpoint can't be written; training goes on, and the one before stays: {error}"
     );
     metrics::checkpoint::failed();
-    let message = wire::checkpoint_failed(generation, step, error);
-    let _ = reports.send(Report::Say(Box::new(message)));
+    let message = proto::CheckpointWritten {
+        generation: generation.0,
+        step: step.0,
+        error: error.to_owned(),
+        ..Default::default()
+    };
+    let _ = reports.send(Report::Checkpoint(Box::new(message)));
 }

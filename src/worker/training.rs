@@ -1,102 +1,58 @@
-//! The thread that owns the tensors.
+//! The thread that owns the tensors, from one generation to the next.
 //!
-//! It takes commands between generations, and work within one; it reports what happened. Within a
-//! generation nothing is awaited but its peers and its loader, each with a deadline.
+//! It rests between generations and keeps its state meanwhile. When one begins it connects to its
+//! peers, finds out with them who holds the newest state, and sees to it that all do. What follows
+//! is `run`'s. Nothing is awaited but its peers and its loader, each with a deadline.
 
 use super::Enrolment;
+use super::history::History;
+use super::inbox::{Ending, Form, Inbox};
+use super::orders::Orders;
+use super::pulse::Pulse;
+use super::run::{Ended, Run, Work};
 use super::saving::{About, Saver};
-use super::wire::{Assignment, EpochWork, Source};
 use crate::checkpoint;
-use crate::collective::{Abort, Collective, CollectiveError, Deadlines, Flags, Listener, Tcp};
-use crate::data::{DataError, Dataset, Loader, LoaderSettings, Next};
-use crate::ids::{Epoch, Generation, Rank, Step};
-use crate::membership::{DeviceKind, Finish};
-use crate::model::Latents;
+use crate::collective::{Abort, Collective, CollectiveError, Deadlines, Listener, Tcp};
+use crate::data::{DataError, Dataset, Loader, LoaderSettings};
+use crate::ids::{Generation, Rank, Step};
+use crate::membership::{Breakage, CheckpointRecord, DeviceKind, Finish, Forming};
 use crate::plan::{Plan, PlanError};
 use crate::proto;
-use crate::proto::worker_message::Kind;
-use crate::random::{Domain, Key};
-use crate::sample::Images;
-use crate::telemetry::catalog::StepPhase;
+use crate::session::{Newest, newest};
 use crate::telemetry::metrics;
-use crate::train::{Setup, StepReport, TrainError, Trainer};
+use crate::train::{Setup, TrainError, Trainer};
 use std::any::Any;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Steps whose batches are loaded ahead.
 const PREFETCH: usize = 4;
-/// How often flags are looked at while there is nothing to do.
-const FLAGS_EVERY: Duration = Duration::from_millis(50);
-/// How often progress is reported, at most.
-const REPORT_EVERY: Duration = Duration::from_millis(100);
-
-/// What the thread is told.
-pub(super) enum Command {
-    /// Take part in a generation.
-    Form(Box<Assignment>),
-    /// More shards for it.
-    Work(Generation, Vec<EpochWork>),
-}
 
 /// What the thread tells.
 pub(super) enum Report {
-    /// A message for the coordinator, on which nothing depends here.
-    Say(Box<Kind>),
-    /// Connected, and holding the state.
-    Formed(Generation, Step),
-    /// The generation is over for this worker.
+    /// It can take part in generations.
+    Ready,
+    /// It never can.
+    Unfit(String),
+    /// Connected, and all hold this state.
+    Formed(Generation, Step, Forming),
+    /// A state is reached, on which nothing depends here.
+    Progress(proto::Progress),
+    /// A checkpoint is written, or could not be.
+    Checkpoint(Box<proto::CheckpointWritten>),
+    /// It rests, as others do in this generation.
+    Paused(Generation, Step),
+    /// The generation is broken; it rests.
+    CollectiveFailed(Generation, Step, Breakage),
+    /// It has nothing more to do.
     Ended(Generation, Step, Finish),
-    /// The generation is broken.
-    CollectiveFailed(Generation, Step, String),
 }
 
-/// Orders that take effect at the end of a step, on all workers at the same one.
-#[derive(Default)]
-pub(super) struct Orders {
-    leaving: AtomicBool,
-    stop: AtomicBool,
-    abort: Mutex<Abort>,
-}
-
-impl Orders {
-    pub(super) fn raise_leaving(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn raise_stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
-    }
-
-    /// Calls the collective in flight off.
-    pub(super) fn abort(&self, reason: &str) {
-        let abort = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
-        abort.abort(reason);
-    }
-
-    fn renew(&self) -> Abort {
-        let abort = Abort::new();
-        let mut present = self.abort.lock().unwrap_or_else(PoisonError::into_inner);
-        *present = abort.clone();
-        abort
-    }
-
-    fn flags(&self) -> Flags {
-        Flags {
-            pause: false,
-            leaving: self.leaving.load(Ordering::Relaxed),
-            stop: self.stop.load(Ordering::Relaxed),
-        }
-    }
-}
-
-/// What the thread owns.
-pub(super) struct Training {
+/// What the thread works with, whatever generations come and go.
+pub(super) struct Tools {
     pub(super) enrolment: Enrolment,
     pub(super) dataset: Arc<Dataset>,
     pub(super) device: tch::Device,
@@ -104,15 +60,86 @@ pub(super) struct Training {
     pub(super) cores: usize,
     pub(super) listener: Arc<Listener>,
     pub(super) orders: Arc<Orders>,
-    pub(super) commands: Receiver<Command>,
+    pub(super) pulse: Arc<Pulse>,
     pub(super) reports: UnboundedSender<Report>,
+}
+
+impl Tools {
+    pub(super) fn report(&self, report: Report) {
+        // If nobody listens any more, the process is ending.
+        let _ = self.reports.send(report);
+    }
+
+    fn trainer(&self) -> Result<Trainer, GenerationError> {
+        Ok(Trainer::new(Setup {
+            job: &self.enrolment.job,
+            device: self.device,
+            replicas: 0..0,
+            cores: self.cores,
+        })?)
+    }
+
+    fn plan(&self) -> Result<Plan, GenerationError> {
+        let (job, sizes) = (&self.enrolment.job, self.dataset.shard_sizes());
+        let (replicas, batch) = (job.train.replicas, job.train.batch);
+        Ok(Plan::new(&sizes, job.job.seed, replicas, batch)?)
+    }
+
+    fn loader(&self, plan: &Plan, hosted: Range<u32>, start: Step) -> Result<Loader, DataError> {
+        let job = &self.enrolment.job;
+        Loader::start(
+            Arc::clone(&self.dataset),
+            LoaderSettings {
+                seed: job.job.seed,
+                batch: job.train.batch,
+                steps_per_epoch: plan.steps_per_epoch(),
+                replicas: hosted,
+                start,
+                prefetch: PREFETCH,
+            },
+        )
+    }
+
+    fn saver(&self, plan: &Plan) -> Result<Saver, GenerationError> {
+        let about = About {
+            enrolment: self.enrolment.clone(),
+            data_digest: self.dataset.digest().to_owned(),
+            steps_per_epoch: plan.steps_per_epoch(),
+            device: self.device_kind.clone(),
+        };
+        Saver::start(about, self.reports.clone()).map_err(GenerationError::Thread)
+    }
+
+    /// Loads a checkpoint into the trainer.
+    fn restore(
+        &self,
+        trainer: &mut Trainer,
+        checkpoint: &CheckpointRecord,
+    ) -> Result<(), GenerationError> {
+        let CheckpointRecord { step, path, digest } = checkpoint;
+        let folder = self.enrolment.run_dir.join(path);
+        let (manifest, snapshot) = checkpoint::read(&folder)?;
+        if manifest.digest != *digest || manifest.step != *step {
+            return Err(GenerationError::OtherState {
+                path: folder.display().to_string(),
+                found: manifest.digest,
+                expected: digest.clone(),
+            });
+        }
+        trainer.restore(&snapshot)?;
+        tracing::info!(%step, "state loaded from {}", folder.display());
+        Ok(())
+    }
 }
 
 /// Why a generation can't be gone through.
 #[derive(Debug, thiserror::Error)]
-enum GenerationError {
+pub(super) enum GenerationError {
     #[error(transparent)]
-    Collective(#[from] CollectiveError),
+    Collective(CollectiveError),
+    /// The worker's loop said so: another generation, or none, is what counts now.
+    #[error("it was called off: {0}")]
+    CalledOff(String),
     #[error(transparent)]
     Train(TrainError),
     #[error(transparent)]
@@ -132,70 +159,137 @@ enum GenerationError {
     },
     #[error("can't start a thread: {0}")]
     Thread(std::io::Error),
-    #[error("no work from the coordinator for {}", humantime::format_duration(*.0))]
-    NoWork(Duration),
+    #[error(
+        "no work from the coordinator for {} (deadlines.coordinator); rank 0 has saved step {step}",
+        humantime::format_duration(*waited)
+    )]
+    NoWork { waited: Duration, step: Step },
     #[error("the last checkpoint could not be written: {0}")]
     LastCheckpoint(String),
     #[error("the worker is ending")]
     Ending,
 }
 
+impl From<CollectiveError> for GenerationError {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            // Only this process calls its collectives off.
+            CollectiveError::Aborted { reason, .. } => GenerationError::CalledOff(reason),
+            other => GenerationError::Collective(other),
+        }
+    }
+}
+
 impl From<TrainError> for GenerationError {
     fn from(error: TrainError) -> Self {
         match error {
-            TrainError::Collective { source, .. } => GenerationError::Collective(source),
+            TrainError::Collective { source, .. } => source.into(),
             other => GenerationError::Train(other),
         }
     }
 }
 
+impl From<Ending> for GenerationError {
+    fn from(_: Ending) -> Self {
+        GenerationError::Ending
+    }
+}
+
+/// The thread.
+pub(super) struct Training {
+    tools: Tools,
+    inbox: Inbox,
+    history: History,
+    /// Once this worker has led a generation. What it has begun to write it writes to the end,
+    /// whoever leads then.
+    saver: Option<Saver>,
+    /// The newest checkpoint on record.
+    recorded: Option<Step>,
+}
+
 impl Training {
-    /// Runs until nobody gives commands any more.
-    pub(super) fn run(mut self) {
-        let mut trainer = None;
-        while let Ok(command) = self.commands.recv() {
-            let Command::Form(assignment) = command else {
-                continue; // Work for a generation that is over.
-            };
-            let generation = assignment.group.generation;
-            // libtorch's own errors come as panics: this thread is where they end.
-            let went = catch_unwind(AssertUnwindSafe(|| {
-                self.generation(&mut trainer, *assignment)
-            }));
-            let step = trainer.as_ref().map_or(Step(0), Trainer::step);
-            let report = match went {
-                Ok(Ok(finish)) => Report::Ended(generation, step, finish),
-                Ok(Err(GenerationError::Collective(error))) => {
-                    Report::CollectiveFailed(generation, step, error.to_string())
-                }
-                Ok(Err(error)) => {
-                    Report::Ended(generation, step, Finish::Failed(error.to_string()))
-                }
-                Err(panic) => {
-                    let why = panic_message(panic.as_ref());
-                    Report::Ended(generation, step, Finish::Failed(why))
-                }
-            };
-            let _ = self.reports.send(report);
+    pub(super) fn new(tools: Tools, inbox: Inbox) -> Self {
+        Self {
+            tools,
+            inbox,
+            history: History::default(),
+            saver: None,
+            recorded: None,
         }
     }
 
-    /// Goes through one generation: connect, load the state, train.
+    /// Runs until nobody gives commands any more.
+    pub(super) fn run(mut self) {
+        // libtorch's own errors come as panics: this thread is where they end.
+        let built = catch_unwind(AssertUnwindSafe(|| {
+            Ok((self.tools.trainer()?, self.tools.plan()?))
+        }));
+        let (mut trainer, plan) = match unwound(built) {
+            Ok(built) => built,
+            Err(error) => return self.tools.report(Report::Unfit(reason(&error))),
+        };
+        self.tools.report(Report::Ready);
+        let mut broken = None;
+        while let Ok(form) = self.inbox.wait() {
+            let generation = form.assignment.generation();
+            let went = match &broken {
+                None => catch_unwind(AssertUnwindSafe(|| {
+                    self.generation(&mut trainer, &plan, *form)
+                })),
+                Some(why) => Ok(Ok(Ended::Over(Finish::Failed(String::clone(why))))),
+            };
+            if let Err(panic) = &went {
+                // Nobody knows what state the tensors are in.
+                broken = Some(panic_message(panic.as_ref()));
+            }
+            let step = trainer.step();
+            match unwound(went) {
+                Ok(Ended::Resting) => self.tools.report(Report::Paused(generation, step)),
+                Ok(Ended::Over(finish)) => {
+                    self.tools.report(Report::Ended(generation, step, finish));
+                }
+                Ok(Ended::Superseded) => {
+                    tracing::debug!(%generation, %step, "superseded");
+                }
+                Err(Failure::Error(GenerationError::CalledOff(why))) => {
+                    tracing::debug!(%generation, %step, "called off: {why}");
+                }
+                Err(Failure::Error(GenerationError::Collective(error))) => {
+                    let suspect = suspect(&error);
+                    let reason = error.to_string();
+                    let breakage = Breakage { reason, suspect };
+                    let broken = Report::CollectiveFailed(generation, step, breakage);
+                    self.tools.report(broken);
+                }
+                Err(error) => {
+                    let failed = Finish::Failed(reason(&error));
+                    self.tools.report(Report::Ended(generation, step, failed));
+                }
+            }
+        }
+        if broken.is_none() && self.tools.orders.saves_at_the_end() {
+            self.save(&trainer, &plan);
+        }
+    }
+
+    /// Goes through one generation.
     fn generation(
         &mut self,
-        held: &mut Option<Trainer>,
-        assignment: Assignment,
-    ) -> Result<Finish, GenerationError> {
-        let job = Arc::clone(&self.enrolment.job);
-        let abort = self.orders.renew();
-        let hosted = assignment.hosted();
-        let Assignment {
-            group,
-            source,
-            total_steps,
-            work,
-        } = assignment;
-        let generation = group.generation;
+        trainer: &mut Trainer,
+        plan: &Plan,
+        form: Form,
+    ) -> Result<Ended, GenerationError> {
+        let Form {
+            assignment,
+            heard_at,
+        } = form;
+        let group = &assignment.group;
+        let (generation, hosted) = (group.generation, assignment.hosted());
+        let abort = self.tools.orders.renew(generation);
+        let mut forming = Forming {
+            abort: heard_at.elapsed(),
+            ..Forming::default()
+        };
         tracing::info!(
             %generation,
             rank = %group.rank,
@@ -203,336 +297,165 @@ impl Training {
             replicas = ?hosted,
             "forming"
         );
-        let trainer = self.ready_trainer(held, hosted.clone(), &source)?;
+        trainer.host(hosted.clone())?;
+        let deadlines = self.tools.enrolment.job.deadlines;
         let deadlines = Deadlines {
-            connect: job.deadlines.form,
-            collective: job.deadlines.collective,
+            connect: deadlines.form,
+            collective: deadlines.collective,
         };
-        let mut collective = Tcp::connect(&self.listener, &group, deadlines, &abort)?;
-        collective.barrier()?;
-        let sizes = self.dataset.shard_sizes();
-        let plan = Plan::new(&sizes, job.job.seed, job.train.replicas, job.train.batch)?;
-        let loader = self.loader(&plan, hosted, trainer.step(), work)?;
-        let leader = collective.rank() == Rank(0);
-        let saver = if leader {
-            Some(self.saver(&plan)?)
-        } else {
-            None
-        };
-        let _ = self
-            .reports
-            .send(Report::Formed(generation, trainer.step()));
-        let mut run = Run {
-            training: self,
+        let mut collective = Tcp::connect(&self.tools.listener, group, deadlines, &abort)?;
+        forming.connect = heard_at.elapsed().saturating_sub(forming.abort);
+        self.tools.pulse.begin(generation, hosted.len() as u32);
+        let went = Seat {
             trainer,
-            collective: &mut collective,
-            loader,
-            saver,
-            saved_at: None,
-            generation,
-            total: Step(total_steps),
             plan,
-            records: Vec::new(),
-        };
-        run.train()
-    }
-
-    /// The trainer, with the state that the generation starts from.
-    fn ready_trainer<'a>(
-        &self,
-        held: &'a mut Option<Trainer>,
-        hosted: Range<u32>,
-        source: &Source,
-    ) -> Result<&'a mut Trainer, GenerationError> {
-        let job = &self.enrolment.job;
-        let fresh = || {
-            Trainer::new(Setup {
-                job,
-                device: self.device,
-                replicas: hosted.clone(),
-                cores: self.cores,
-            })
-        };
-        let mut trainer = match held.take() {
-            Some(mut trainer) if !matches!(source, Source::Fresh) => {
-                trainer.host(hosted.clone())?;
-                trainer
-            }
-            _ => fresh()?,
-        };
-        if let Source::Checkpoint { path, step, digest } = source {
-            let folder = self.enrolment.run_dir.join(path);
-            let (manifest, snapshot) = checkpoint::read(&folder)?;
-            if manifest.digest != *digest || manifest.step != *step {
-                return Err(GenerationError::OtherState {
-                    path: folder.display().to_string(),
-                    found: manifest.digest,
-                    expected: digest.clone(),
-                });
-            }
-            trainer.restore(&snapshot)?;
-            tracing::info!(%step, "state loaded from {}", folder.display());
+            assignment,
+            collective: &mut collective,
+            abort: &abort,
         }
-        Ok(held.insert(trainer))
-    }
-
-    fn loader(
-        &self,
-        plan: &Plan,
-        hosted: Range<u32>,
-        start: Step,
-        work: Vec<EpochWork>,
-    ) -> Result<Loader, GenerationError> {
-        let job = &self.enrolment.job;
-        let loader = Loader::start(
-            Arc::clone(&self.dataset),
-            LoaderSettings {
-                seed: job.job.seed,
-                batch: job.train.batch,
-                steps_per_epoch: plan.steps_per_epoch(),
-                replicas: hosted,
-                start,
-                prefetch: PREFETCH,
-            },
-        )?;
-        for (epoch, spans) in work {
-            loader.assign(epoch, spans);
+        .take(self, forming, heard_at);
+        if went.is_err() {
+            // Whatever is still queued is of no use to anybody, and the next generation waits.
+            abort.abort("this worker has left the generation");
         }
-        Ok(loader)
+        went
     }
 
-    fn saver(&self, plan: &Plan) -> Result<Saver, GenerationError> {
-        let about = About {
-            enrolment: self.enrolment.clone(),
-            data_digest: self.dataset.digest().to_owned(),
-            steps_per_epoch: plan.steps_per_epoch(),
-            device: self.device_kind.clone(),
-        };
-        Saver::start(about, self.reports.clone()).map_err(GenerationError::Thread)
-    }
-}
-
-/// One generation's steps.
-struct Run<'a> {
-    training: &'a Training,
-    trainer: &'a mut Trainer,
-    collective: &'a mut dyn Collective,
-    loader: Loader,
-    /// Rank 0's.
-    saver: Option<Saver>,
-    /// The newest step whose state was handed to the saver.
-    saved_at: Option<Step>,
-    generation: Generation,
-    total: Step,
-    plan: Plan,
-    /// Of the steps that are not yet reported.
-    records: Vec<proto::StepRecord>,
-}
-
-impl Run<'_> {
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "steps are timed, and progress is reported in real time"
-    )]
-    fn train(&mut self) -> Result<Finish, GenerationError> {
-        let mut reported_at = Instant::now();
-        let mut stepped_at = reported_at;
-        let mut finish = Finish::Complete;
-        while self.trainer.step() < self.total {
-            self.take_work()?;
-            let deadline = self.training.enrolment.job.deadlines.data;
-            let asked_at = Instant::now();
-            let batches = match self.loader.next(deadline)? {
-                Next::Batches(batches) => batches,
-                Next::Exhausted => {
-                    self.report();
-                    if let Some(ended) = self.wait_for_work()? {
-                        finish = ended;
-                        break;
-                    }
-                    continue;
-                }
-            };
-            let waited = asked_at.elapsed();
-            let epoch = self.plan.locate(self.trainer.step()).0;
-            let flags = self.training.orders.flags();
-            let report = self.trainer.advance(batches, self.collective, flags)?;
-            let now = Instant::now();
-            let took = now.duration_since(std::mem::replace(&mut stepped_at, now));
-            self.record(&report, epoch.0, waited, took);
-            self.save(&report)?;
-            if now.duration_since(reported_at) >= REPORT_EVERY {
-                reported_at = now;
-                self.report();
-            }
-            if report.flags.any() {
-                tracing::info!(step = %report.step, flags = ?report.flags, "ending here");
-                finish = ending(report.flags);
-                break;
-            }
+    /// Writes the state that this worker holds, if that is more than what is saved: it ends, and
+    /// there is no coordinator that could know of others who hold it.
+    fn save(&mut self, trainer: &Trainer, plan: &Plan) {
+        let step = trainer.step();
+        let generation = self.tools.orders.newest();
+        let handed = self.saver.as_ref().and_then(Saver::newest);
+        if generation == Generation(0) || handed.max(self.recorded) >= Some(step) {
+            return;
         }
-        self.report();
-        if let Some(mut saver) = self.saver.take() {
-            let last = self.trainer.step();
-            if self.saved_at != Some(last) {
-                saver.last_checkpoint(self.generation, self.trainer.snapshot()?);
-            }
-            if !due(last, self.training.enrolment.job.sample.every_steps) {
-                self.picture(&saver)?;
-            }
-            saver.finish().map_err(GenerationError::LastCheckpoint)?;
-        }
-        Ok(finish)
-    }
-
-    /// Takes what the coordinator has sent, without waiting.
-    fn take_work(&mut self) -> Result<(), GenerationError> {
-        loop {
-            match self.training.commands.try_recv() {
-                Ok(command) => {
-                    self.give(command);
-                }
-                Err(TryRecvError::Empty) => return Ok(()),
-                Err(TryRecvError::Disconnected) => return Err(GenerationError::Ending),
-            }
-        }
-    }
-
-    /// Waits for the coordinator, or for a flag: then there is no step at whose end it would be seen.
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the wait has a deadline in real time"
-    )]
-    fn wait_for_work(&mut self) -> Result<Option<Finish>, GenerationError> {
-        let patience = self.training.enrolment.job.deadlines.coordinator;
-        let step = self.trainer.step();
-        tracing::warn!(%step, "all work that was handed out is done; waiting for more");
-        let deadline = Instant::now() + patience;
-        loop {
-            let flags = self.training.orders.flags();
-            if flags.any() {
-                return Ok(Some(ending(flags)));
-            }
-            match self.training.commands.recv_timeout(FLAGS_EVERY) {
-                Ok(command) => {
-                    if self.give(command) {
-                        return Ok(None);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(GenerationError::Ending),
-            }
-            if Instant::now() >= deadline {
-                return Err(GenerationError::NoWork(patience));
-            }
-        }
-    }
-
-    /// Takes work of this generation, and says whether it was such.
-    fn give(&mut self, command: Command) -> bool {
-        match command {
-            Command::Work(generation, epochs) if generation == self.generation => {
-                for (epoch, spans) in epochs {
-                    self.loader.assign(epoch, spans);
-                }
-                true
-            }
-            // Invariant 3: another generation's work has no effect here.
-            Command::Work(..) | Command::Form(_) => false,
-        }
-    }
-
-    fn measure(&self, report: &StepReport, epoch: u64, waited: Duration, took: Duration) {
-        let hosted = self.trainer.replicas().len() as u64;
-        let batch = u64::from(self.training.enrolment.job.train.batch);
-        metrics::worker::images(hosted * batch);
-        metrics::worker::step(waited, StepPhase::Data);
-        metrics::worker::step(report.compute, StepPhase::Compute);
-        metrics::worker::step(report.reduce, StepPhase::Reduce);
-        metrics::worker::step(took, StepPhase::Whole);
-        metrics::worker::allreduce(report.reduce, report.sent_bytes);
-        metrics::train::reached(report.step, Epoch(epoch));
-        metrics::train::scalars(&metrics::train::Scalars {
-            loss_d: report.loss_d,
-            loss_g: report.loss_g,
-            d_real: report.d_real,
-            d_fake: report.d_fake,
-            grad_norm_d: report.grad_norm_d,
-            grad_norm_g: report.grad_norm_g,
-            nonfinite: report.nonfinite,
+        let saved = self.lead(plan).and_then(|saver| {
+            saver.last_checkpoint(generation, trainer.snapshot()?);
+            saver.finish(step).map_err(GenerationError::LastCheckpoint)
         });
-    }
-
-    fn record(&mut self, report: &StepReport, epoch: u64, waited: Duration, took: Duration) {
-        self.measure(report, epoch, waited, took);
-        if self.saver.is_some() {
-            self.records.push(proto::StepRecord {
-                step: report.step.0,
-                epoch,
-                seconds: took.as_secs_f64(),
-                reduce_seconds: report.reduce.as_secs_f64(),
-                loss_d: report.loss_d,
-                loss_g: report.loss_g,
-                d_real: report.d_real,
-                d_fake: report.d_fake,
-                grad_norm_d: report.grad_norm_d,
-                grad_norm_g: report.grad_norm_g,
-                nonfinite: report.nonfinite,
-            });
+        match saved {
+            Ok(()) => tracing::info!(%step, "saved what this worker holds"),
+            Err(error) => tracing::error!(%step, "what this worker holds is lost: {error}"),
         }
     }
 
-    fn report(&mut self) {
-        let progress = proto::Progress {
-            generation: self.generation.0,
-            step: self.trainer.step().0,
-            records: std::mem::take(&mut self.records),
+    /// The process's one writer.
+    fn lead(&mut self, plan: &Plan) -> Result<&mut Saver, GenerationError> {
+        let saver = match self.saver.take() {
+            Some(saver) => saver,
+            None => self.tools.saver(plan)?,
         };
-        let message = Box::new(Kind::Progress(progress));
-        let _ = self.training.reports.send(Report::Say(message));
-    }
-
-    /// Checkpoints and draws what is due at this step.
-    fn save(&mut self, report: &StepReport) -> Result<(), GenerationError> {
-        let Some(mut saver) = self.saver.take() else {
-            return Ok(());
-        };
-        let job = &self.training.enrolment.job;
-        if due(report.step, job.checkpoint.every_steps) {
-            let taken = saver.checkpoint(self.generation, self.trainer.snapshot()?);
-            self.saved_at = taken.then_some(report.step);
-        }
-        if due(report.step, job.sample.every_steps) {
-            self.picture(&saver)?;
-        }
-        self.saver = Some(saver);
-        Ok(())
-    }
-
-    fn picture(&self, saver: &Saver) -> Result<(), GenerationError> {
-        let job = &self.training.enrolment.job;
-        let columns = job.sample.grid;
-        let key = Key::new(Domain::Samples, &[job.job.seed]);
-        let count = (columns * columns) as usize;
-        let latents =
-            Latents::draw(key, count, job.model.latent as usize).map_err(TrainError::from)?;
-        let pixels = self.trainer.sample(&latents)?;
-        let images = Images {
-            channels: job.model.channels,
-            size: job.model.image_size,
-            pixels,
-        };
-        saver.picture(self.trainer.step(), images, columns);
-        Ok(())
+        Ok(self.saver.insert(saver))
     }
 }
 
-/// How training ends at these flags.
-fn ending(flags: Flags) -> Finish {
-    if flags.leaving && !flags.stop {
-        Finish::Left
-    } else {
-        Finish::Stopped
+/// A worker's place in a generation that is connected.
+struct Seat<'a> {
+    trainer: &'a mut Trainer,
+    plan: &'a Plan,
+    assignment: super::wire::Assignment,
+    collective: &'a mut Tcp,
+    abort: &'a Abort,
+}
+
+impl Seat<'_> {
+    /// Gets the newest state, and trains.
+    fn take(
+        self,
+        training: &mut Training,
+        mut forming: Forming,
+        heard_at: Instant,
+    ) -> Result<Ended, GenerationError> {
+        let Seat {
+            trainer,
+            plan,
+            assignment,
+            collective,
+            abort,
+        } = self;
+        let generation = assignment.generation();
+        let words = collective.gather(trainer.step().0)?;
+        let held: Vec<Step> = words.into_iter().map(Step).collect();
+        let saved = assignment.checkpoint.as_ref();
+        let newest = newest(&held, saved.map(|saved| saved.step));
+        let start = newest.step();
+        // It reads ahead while the state is on its way.
+        let loader = training.tools.loader(plan, trainer.replicas(), start)?;
+        let mut work = Work::new(loader, plan.locate(start).0);
+        work.give(assignment.work);
+        let leads = collective.rank() == Rank(0);
+        if let (Newest::Saved(_), true, Some(saved)) = (&newest, leads, saved) {
+            training.tools.restore(trainer, saved)?;
+        }
+        let holders = newest.holders();
+        if holders.len() < collective.world_size() as usize {
+            tracing::debug!(%generation, step = %start, ?held, ?holders, "copying the state");
+            trainer.copy_state(start, &holders, collective)?;
+        }
+        collective.barrier()?;
+        forming.heal = heard_at
+            .elapsed()
+            .saturating_sub(forming.abort + forming.connect);
+        tracing::debug!(%generation, step = %start, ?forming, "formed");
+        metrics::train::reached(start, plan.locate(start).0);
+        training.tools.pulse.holds(start);
+        training.history.go_on_from(start);
+        training.recorded = saved.map(|saved| saved.step);
+        let formed = Report::Formed(generation, start, forming);
+        training.tools.report(formed);
+
+        if leads {
+            training.lead(plan)?;
+        }
+        Run {
+            tools: &training.tools,
+            inbox: &mut training.inbox,
+            history: &mut training.history,
+            saver: training.saver.as_mut().filter(|_| leads),
+            on_record: training.recorded,
+            told: assignment.recorded,
+            generation,
+            total: assignment.total,
+            close: assignment.close,
+            trainer,
+            plan,
+            collective,
+            abort,
+            work,
+        }
+        .train()
+    }
+}
+
+/// The peer that a collective failed on, if it can be named.
+fn suspect(error: &CollectiveError) -> Option<Rank> {
+    match error {
+        CollectiveError::Deadline { missing, .. } => missing.0.first().map(|(rank, _)| *rank),
+        CollectiveError::PeerLost { rank, .. }
+        | CollectiveError::Refused { rank, .. }
+        | CollectiveError::Protocol { rank, .. } => Some(*rank),
+        _ => None,
+    }
+}
+
+/// How something went that may have panicked.
+enum Failure {
+    Error(GenerationError),
+    Panic(String),
+}
+
+fn unwound<T>(went: std::thread::Result<Result<T, GenerationError>>) -> Result<T, Failure> {
+    match went {
+        Ok(result) => result.map_err(Failure::Error),
+        Err(panic) => Err(Failure::Panic(panic_message(panic.as_ref()))),
+    }
+}
+
+fn reason(failure: &Failure) -> String {
+    match failure {
+        Failure::Error(error) => error.to_string(),
+        Failure::Panic(message) => message.clone(),
     }
 }
 
@@ -546,7 +469,42 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     )
 }
 
-/// Whether something that happens every `every` steps happens at this one; 0 is never.
-fn due(step: Step, every: u64) -> bool {
-    every != 0 && step.0.is_multiple_of(every)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::{Operation, Peers, Refusal};
+
+    #[test]
+    fn who_was_lost_late_or_out_of_reach_is_named() {
+        let generation = Generation(3);
+        let address = || "10.0.0.2:1".to_owned();
+        let late = CollectiveError::Deadline {
+            generation,
+            operation: Operation::Reduce,
+            missing: Peers(vec![(Rank(2), address()), (Rank(5), address())]),
+            waited: Duration::from_secs(1),
+            last: String::new(),
+        };
+        assert_eq!(suspect(&late), Some(Rank(2)));
+        let refused = CollectiveError::Refused {
+            generation,
+            rank: Rank(1),
+            address: address(),
+            refusal: Refusal::Closed,
+        };
+        assert_eq!(suspect(&refused), Some(Rank(1)));
+        let newest = Generation(4);
+        let stale = CollectiveError::Stale { generation, newest };
+        assert_eq!(suspect(&stale), None);
+    }
+
+    #[test]
+    fn what_this_process_called_off_is_nobodys_fault() {
+        let aborted = CollectiveError::Aborted {
+            generation: Generation(3),
+            reason: "4 takes its place".to_owned(),
+        };
+        let error = GenerationError::from(aborted);
+        assert!(matches!(error, GenerationError::CalledOff(_)), "{error}");
+    }
 }

@@ -2,11 +2,13 @@
 
 use crate::collective::{Group, GroupPeer};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId, Step};
-use crate::membership::{DeviceKind, Finish};
+use crate::membership::{Breakage, CheckpointRecord, Close, DeviceKind, Finish, Forming, Standing};
 use crate::plan::Span;
 use crate::proto;
+use prost::Message;
 use proto::worker_message::Kind;
 use std::ops::Range;
+use std::time::Duration;
 
 /// Why a message of the coordinator can't be taken.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -17,36 +19,40 @@ pub(super) enum Malformed {
     Lacks(&'static str),
     #[error("the coordinator's secret has {0} bytes; expected 32")]
     Secret(usize),
+    #[error("the coordinator's list of members can't be read: {0}")]
+    Members(prost::DecodeError),
     #[error("the coordinator's replica ranges don't fit 32 bits")]
     Replicas,
+    #[error("the coordinator wants a generation to close in a way that has no name here: {0}")]
+    Closing(i32),
+    #[error("the coordinator's heartbeat_seconds is {0}; expected a positive number")]
+    Heartbeat(String),
 }
 
 /// One generation, as this worker is to take part in it.
 #[derive(Clone, Debug)]
 pub(super) struct Assignment {
     pub(super) group: Group,
-    pub(super) source: Source,
-    pub(super) total_steps: u64,
+    /// What to start from if nobody holds a newer state.
+    pub(super) checkpoint: Option<CheckpointRecord>,
+    pub(super) total: Step,
+    /// Do no step: save the newest state, and finish like this.
+    pub(super) close: Option<Close>,
+    /// The newest step whose record the coordinator has.
+    pub(super) recorded: Step,
     pub(super) work: Vec<EpochWork>,
 }
 
 impl Assignment {
+    pub(super) fn generation(&self) -> Generation {
+        self.group.generation
+    }
+
     /// The replicas that this worker hosts.
     pub(super) fn hosted(&self) -> Range<u32> {
         let peer = self.group.peers.get(self.group.rank.0 as usize);
         peer.map_or(0..0, |peer| peer.replicas.clone())
     }
-}
-
-/// Where the state comes from.
-#[derive(Clone, Debug)]
-pub(super) enum Source {
-    Fresh,
-    Checkpoint {
-        path: String,
-        step: Step,
-        digest: String,
-    },
 }
 
 /// The spans of one epoch that this worker's replicas read.
@@ -58,23 +64,26 @@ pub(super) fn assignment(message: proto::Assignment) -> Result<Assignment, Malfo
         .as_slice()
         .try_into()
         .map_err(|_| Malformed::Secret(message.secret.len()))?;
-    let mut peers = Vec::with_capacity(message.peers.len());
-    for peer in message.peers {
+    let members = proto::Members::decode(message.members).map_err(Malformed::Members)?;
+    let mut peers = Vec::with_capacity(members.peers.len());
+    for peer in members.peers {
         let end = peer.first_replica.checked_add(peer.replicas);
         peers.push(GroupPeer {
             address: peer.address,
             replicas: peer.first_replica..end.ok_or(Malformed::Replicas)?,
         });
     }
-    let source = message.source.and_then(|source| source.kind);
-    let source = match source.ok_or(Malformed::Lacks("source"))? {
-        proto::state_source::Kind::Fresh(_) => Source::Fresh,
-        proto::state_source::Kind::Checkpoint(checkpoint) => Source::Checkpoint {
-            path: checkpoint.path,
-            step: Step(checkpoint.step),
-            digest: checkpoint.digest,
-        },
+    let close = match proto::Closing::try_from(message.closing) {
+        Ok(proto::Closing::Unspecified) => None,
+        Ok(proto::Closing::Stopped) => Some(Close::Stopped),
+        Ok(proto::Closing::Left) => Some(Close::Left),
+        Err(_) => return Err(Malformed::Closing(message.closing)),
     };
+    let checkpoint = message.checkpoint.map(|from| CheckpointRecord {
+        step: Step(from.step),
+        path: from.path,
+        digest: from.digest,
+    });
     Ok(Assignment {
         group: Group {
             generation: Generation(message.generation),
@@ -83,8 +92,10 @@ pub(super) fn assignment(message: proto::Assignment) -> Result<Assignment, Malfo
             peers,
             secret,
         },
-        source,
-        total_steps: message.total_steps,
+        checkpoint,
+        total: Step(message.total_steps),
+        close,
+        recorded: Step(message.recorded),
         work: work(message.work.ok_or(Malformed::Lacks("work"))?),
     })
 }
@@ -108,8 +119,13 @@ pub(super) fn work(message: proto::Work) -> Vec<EpochWork> {
     epochs.collect()
 }
 
-pub(super) fn message(kind: Kind) -> proto::WorkerMessage {
-    proto::WorkerMessage { kind: Some(kind) }
+/// How often the coordinator wants a sign of life, within what makes sense.
+pub(super) fn heartbeat(seconds: f64) -> Result<Duration, Malformed> {
+    let length = Duration::try_from_secs_f64(seconds).ok();
+    let length = length.filter(|length| !length.is_zero());
+    length
+        .map(|length| length.clamp(Duration::from_millis(10), Duration::from_secs(60)))
+        .ok_or_else(|| Malformed::Heartbeat(seconds.to_string()))
 }
 
 pub(super) fn device(device: &DeviceKind) -> proto::Device {
@@ -120,26 +136,144 @@ pub(super) fn device(device: &DeviceKind) -> proto::Device {
     }
 }
 
-pub(super) fn finished(generation: Generation, step: Step, finish: Finish) -> proto::WorkerMessage {
+/// `hello`, with where this worker stands now.
+pub(super) fn hello(hello: &proto::Hello, standing: Standing) -> Kind {
+    Kind::Hello(proto::Hello {
+        generation: standing.generation.0,
+        within: standing.within,
+        step: standing.step.0,
+        ..hello.clone()
+    })
+}
+
+pub(super) fn ready(data_digest: String, step: Step) -> Kind {
+    Kind::Ready(proto::Ready {
+        data_digest,
+        step: step.0,
+    })
+}
+
+pub(super) fn formed(generation: Generation, step: Step, forming: Forming) -> Kind {
+    Kind::Formed(proto::Formed {
+        generation: generation.0,
+        step: step.0,
+        abort_seconds: forming.abort.as_secs_f64(),
+        connect_seconds: forming.connect.as_secs_f64(),
+        heal_seconds: forming.heal.as_secs_f64(),
+    })
+}
+
+pub(super) fn paused(generation: Generation, step: Step) -> Kind {
+    Kind::Paused(proto::Paused {
+        generation: generation.0,
+        step: step.0,
+    })
+}
+
+pub(super) fn leaving(generation: Generation) -> Kind {
+    Kind::Leaving(proto::Leaving {
+        generation: generation.0,
+    })
+}
+
+pub(super) fn collective_failed(generation: Generation, step: Step, breakage: Breakage) -> Kind {
+    Kind::CollectiveFailed(proto::CollectiveFailed {
+        generation: generation.0,
+        step: step.0,
+        reason: breakage.reason,
+        suspect: breakage.suspect.map(|rank| rank.0),
+    })
+}
+
+pub(super) fn finished(generation: Generation, step: Step, finish: Finish) -> Kind {
     let (cause, detail) = match finish {
         Finish::Complete => (proto::FinishCause::Complete, String::new()),
         Finish::Stopped => (proto::FinishCause::Stopped, String::new()),
         Finish::Left => (proto::FinishCause::Left, String::new()),
         Finish::Failed(detail) => (proto::FinishCause::Failed, detail),
     };
-    message(Kind::Finished(proto::Finished {
+    Kind::Finished(proto::Finished {
         generation: generation.0,
         step: step.0,
         cause: cause.into(),
         detail,
-    }))
+    })
 }
 
-pub(super) fn checkpoint_failed(generation: Generation, step: Step, error: &str) -> Kind {
-    Kind::CheckpointWritten(proto::CheckpointWritten {
-        generation: generation.0,
-        step: step.0,
-        error: error.to_owned(),
-        ..Default::default()
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(first_replica: u32, replicas: u32) -> proto::Peer {
+        proto::Peer {
+            worker: 7,
+            address: format!("10.0.0.{first_replica}:1"),
+            first_replica,
+            replicas,
+        }
+    }
+
+    fn message() -> proto::Assignment {
+        let peers = vec![peer(0, 3), peer(3, 1)];
+        proto::Assignment {
+            generation: 5,
+            rank: 1,
+            members: proto::Members { peers }.encode_to_vec().into(),
+            secret: vec![1; 32],
+            checkpoint: None,
+            total_steps: 80,
+            work: Some(proto::Work::default()),
+            closing: 0,
+            recorded: 17,
+        }
+    }
+
+    #[test]
+    fn an_assignment_says_who_is_who_and_what_there_is_to_do() {
+        let plain = assignment(message()).unwrap();
+        assert_eq!(plain.generation(), Generation(5));
+        assert_eq!((plain.hosted(), plain.group.replicas), (3..4, 4));
+        assert_eq!(plain.group.check(), Ok(()));
+        assert_eq!(plain.group.peers[0].address, "10.0.0.0:1");
+        assert_eq!((plain.total, plain.recorded), (Step(80), Step(17)));
+        assert_eq!((plain.checkpoint, plain.close), (None, None));
+
+        let mut closing = message();
+        closing.closing = proto::Closing::Left.into();
+        closing.checkpoint = Some(proto::FromCheckpoint {
+            path: "checkpoints/step-00000004".to_owned(),
+            step: 4,
+            digest: "ab".to_owned(),
+        });
+        let closing = assignment(closing).unwrap();
+        assert_eq!(closing.close, Some(Close::Left));
+        assert_eq!(closing.checkpoint.unwrap().step, Step(4));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_an_error_and_no_guess() {
+        let spoilt = |spoil: fn(&mut proto::Assignment)| {
+            let mut message = message();
+            spoil(&mut message);
+            assignment(message).unwrap_err()
+        };
+        assert_eq!(
+            spoilt(|m| m.secret.truncate(31)),
+            Malformed::Secret(31),
+            "a secret that is too short"
+        );
+        assert_eq!(spoilt(|m| m.work = None), Malformed::Lacks("work"));
+        assert_eq!(spoilt(|m| m.closing = 9), Malformed::Closing(9));
+        let cut = spoilt(|m| m.members = m.members.slice(..5));
+        assert!(matches!(cut, Malformed::Members(_)), "{cut:?}");
+        let wide = spoilt(|m| {
+            let peers = vec![peer(u32::MAX, 2)];
+            m.members = proto::Members { peers }.encode_to_vec().into();
+        });
+        assert_eq!(wide, Malformed::Replicas);
+        for seconds in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            assert!(heartbeat(seconds).is_err(), "{seconds}");
+        }
+        assert_eq!(heartbeat(1e-9), Ok(Duration::from_millis(10)));
+    }
 }

@@ -3,8 +3,12 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 pub const COORD: &str = env!("CARGO_BIN_EXE_gan-coord");
@@ -55,6 +59,16 @@ impl Place {
     }
 
     pub fn serve_on(&self, address: &str, name: &str, arguments: &[&str]) -> Served {
+        let command = self.serve_command(address, name, arguments);
+        let process = Process::start(command, &self.log(name, "coord"));
+        let address = process.said("listening on ");
+        Served {
+            url: format!("http://{address}"),
+            process,
+        }
+    }
+
+    pub fn serve_command(&self, address: &str, name: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new(COORD);
         command
             .arg("serve")
@@ -64,12 +78,18 @@ impl Place {
             .arg(self.run_dir(name))
             .args(["--set", &shared_cache()])
             .args(arguments);
-        let process = Process::start(command, &self.path().join(format!("{name}-coord.log")));
-        let address = process.said("listening on ");
-        Served {
-            url: format!("http://{address}"),
-            process,
-        }
+        command
+    }
+
+    /// A log file that no process before has used.
+    pub fn log(&self, name: &str, role: &str) -> PathBuf {
+        let free = |life: &u32| !self.log_of(name, role, *life).exists();
+        let life = (1..).find(free).expect("a free number");
+        self.log_of(name, role, life)
+    }
+
+    fn log_of(&self, name: &str, role: &str, life: u32) -> PathBuf {
+        self.path().join(format!("{name}-{role}-{life}.log"))
     }
 
     /// `gan-worker train`.
@@ -78,12 +98,32 @@ impl Place {
     }
 
     pub fn worker_with(&self, url: &str, name: &str, arguments: &[&str]) -> Process {
-        let mut command = Command::new(WORKER);
-        command
-            .args(["train", "--coordinator", url, "--cores", "1"])
-            .args(["--advertise", "127.0.0.1"])
-            .args(arguments);
-        Process::start(command, &self.path().join(format!("{name}.log")))
+        let mut command = worker_command(url);
+        command.args(arguments);
+        Process::start(command, &self.log(name, "worker"))
+    }
+
+    /// `gan-worker train` that dies as `faults::point` says.
+    pub fn worker_that_dies(&self, url: &str, name: &str, at: &str) -> Process {
+        let mut command = worker_command(url);
+        command.env("GAN_DIE_AT", at);
+        Process::start(command, &self.log(name, "worker"))
+    }
+
+    /// A folder of so many small images, as IDX; the same for every test.
+    pub fn images(&self, count: u32) -> String {
+        let folder = self.path().join(format!("images-{count}"));
+        std::fs::create_dir_all(&folder).expect("a folder for images");
+        let mut bytes = Vec::new();
+        for number in [0x0803, count, 28, 28] {
+            bytes.extend(number.to_be_bytes());
+        }
+        for image in 0..count {
+            let pixel = |i: u32| ((i % 28) * (image % 11) + (i / 28) * (image % 7)) as u8;
+            bytes.extend((0..28 * 28).map(pixel));
+        }
+        std::fs::write(folder.join("train-images-idx3-ubyte"), bytes).expect("images");
+        format!("data.uri={}", folder.display())
     }
 
     /// The SHA-256 of the training state of a run's checkpoint.
@@ -173,6 +213,10 @@ impl Process {
         }
     }
 
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -235,6 +279,14 @@ impl Drop for Process {
     }
 }
 
+pub fn worker_command(url: &str) -> Command {
+    let mut command = Command::new(WORKER);
+    command
+        .args(["train", "--coordinator", url, "--cores", "1"])
+        .args(["--advertise", "127.0.0.1"]);
+    command
+}
+
 pub fn job() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/small.toml")
 }
@@ -252,9 +304,65 @@ pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
     }
 }
 
+/// A network that can be cut without either end being told.
+pub struct Network {
+    address: String,
+    swallows: Arc<AtomicBool>,
+}
+
+impl Network {
+    /// A way to this address.
+    pub fn to(address: &str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let network = Self {
+            address: listener.local_addr().expect("its address").to_string(),
+            swallows: Arc::default(),
+        };
+        let (target, swallows) = (address.to_owned(), Arc::clone(&network.swallows));
+        // It ends with the test's process.
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let Ok(far) = TcpStream::connect(&target) else {
+                    continue;
+                };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    let from = from.try_clone().expect("a socket");
+                    let to = to.try_clone().expect("a socket");
+                    let swallows = Arc::clone(&swallows);
+                    std::thread::spawn(move || carry(from, to, &swallows));
+                }
+            }
+        });
+        network
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// From now on nothing arrives, or what has waited does.
+    pub fn swallow(&self, everything: bool) {
+        self.swallows.store(everything, Ordering::SeqCst);
+    }
+}
+
+fn carry(mut from: TcpStream, mut to: TcpStream, swallows: &AtomicBool) {
+    let mut buffer = [0; 4096];
+    loop {
+        let read = from.read(&mut buffer).unwrap_or(0);
+        while swallows.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        if read == 0 || to.write_all(&buffer[..read]).is_err() {
+            let _ = to.shutdown(Shutdown::Both);
+            return;
+        }
+    }
+}
+
 /// A port that is free now. Whoever can shouldn't use this, but let the system choose.
 pub fn free_address() -> String {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("its address").to_string()
 }
 

@@ -70,6 +70,14 @@ impl LedgerReader {
         fault(&self.path, source)
     }
 
+    /// The error that says what is wrong with it.
+    pub(in crate::coordinator) fn damaged(&self, what: impl ToString) -> LedgerError {
+        LedgerError::Damaged {
+            path: self.path.clone(),
+            what: what.to_string(),
+        }
+    }
+
     fn meta<T: serde::de::DeserializeOwned>(&self, key: &str) -> Result<Option<T>, LedgerError> {
         meta(&self.path, &self.connection, key)
     }
@@ -256,15 +264,25 @@ impl LedgerReader {
     /// # Errors
     /// [`LedgerError`]
     pub fn checkpoints(&self) -> Result<Vec<CheckpointRecord>, LedgerError> {
+        let timed = self.timed_checkpoints()?.into_iter();
+        Ok(timed.map(|(checkpoint, _)| checkpoint).collect())
+    }
+
+    /// [`checkpoints`](Self::checkpoints), each with the time of its record, seconds since 1970.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn timed_checkpoints(&self) -> Result<Vec<(CheckpointRecord, f64)>, LedgerError> {
         self.rows(
-            "SELECT step, path, digest FROM checkpoints ORDER BY step",
+            "SELECT step, path, digest, unix_seconds FROM checkpoints ORDER BY step",
             [],
             |row| {
-                Ok(CheckpointRecord {
+                let checkpoint = CheckpointRecord {
                     step: Step(row.get(0)?),
                     path: row.get(1)?,
                     digest: row.get(2)?,
-                })
+                };
+                Ok((checkpoint, row.get(3)?))
             },
         )
     }

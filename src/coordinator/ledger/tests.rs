@@ -4,7 +4,8 @@ mod faults;
 mod model;
 
 use super::*;
-use crate::ids::Rank;
+use crate::ids::{Epoch, Rank};
+use crate::membership::balance::{self, Speed};
 use crate::plan::Plan;
 use std::collections::HashSet;
 
@@ -13,8 +14,17 @@ fn plan() -> Plan {
     Plan::new(&[50, 50, 30], 7, 2, 8).unwrap()
 }
 
+/// The replicas of workers that are alike.
+fn shares(replicas: u32, workers: usize) -> Vec<Range<u32>> {
+    let speed = Speed {
+        cores: 1,
+        round: std::time::Duration::from_secs(1),
+    };
+    balance::ranges(&balance::deal(replicas, &vec![speed; workers]))
+}
+
 fn seats(workers: &[u64]) -> Vec<Seat> {
-    let shares = crate::membership::deal(2, workers.len() as u32);
+    let shares = shares(2, workers.len());
     let seats = workers.iter().zip(shares).enumerate();
     seats
         .map(|(rank, (worker, replicas))| Seat {
@@ -77,6 +87,14 @@ fn used(ledger: &Ledger, epoch: u64) -> (Vec<Sample>, Vec<Sample>) {
 }
 
 /// Invariant 2.
+/// The epochs of a range, planned.
+fn plans(plan: &Plan, epochs: &Range<u64>) -> Vec<EpochPlan> {
+    epochs
+        .clone()
+        .map(|epoch| plan.epoch(Epoch(epoch)))
+        .collect()
+}
+
 #[test]
 fn an_epoch_that_is_done_has_each_sample_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -219,6 +237,7 @@ fn a_rewind_marks_what_the_checkpoint_has_used() {
 fn facts(worker: u64) -> Facts {
     Facts {
         incarnation: format!("incarnation {worker}"),
+        job_id: String::new(),
         host: "h".to_owned(),
         pid: 7,
         collective: format!("127.0.0.1:{worker}"),

@@ -54,6 +54,22 @@ fn replicas_move_without_changing_a_bit() {
 }
 
 #[test]
+fn a_trainer_without_replicas_waits_for_some() {
+    let job = job(Update::Alternating, 0.9);
+    let straight = train(&mut trainer(&job, 0..REPLICAS, 2), 2);
+    let mut idle = trainer(&job, 0..0, 2);
+    assert_eq!(idle.replicas(), 0..0);
+    let error = advance(&mut idle, &mut Alone::default()).unwrap_err();
+    assert!(matches!(error, TrainError::Batches { .. }), "{error}");
+    assert!(error.to_string().contains("hosts no replicas"), "{error}");
+    idle.host(0..REPLICAS).unwrap();
+    train(&mut idle, 1);
+    idle.host(1..1).unwrap();
+    idle.host(0..REPLICAS).unwrap();
+    assert!(train(&mut idle, 1) == straight);
+}
+
+#[test]
 fn a_resumed_job_is_the_uninterrupted_one() {
     for update in UPDATES {
         let job = job(update, 0.9);

@@ -29,6 +29,26 @@ fn a_failed_reduction_leaves_the_state_untouched() {
     }
 }
 
+/// Half a step leaves graphs on the threads, and in them vectors that other replicas get next.
+#[test]
+fn replicas_move_after_half_a_step_without_changing_a_bit() {
+    for update in UPDATES {
+        let job = job(update, 0.0);
+        let mut trainer = trainer(&job, 0..REPLICAS, 2);
+        for hosted in [0..1, 1..4, 0..3, 2..4] {
+            trainer.host(hosted).unwrap();
+            let mut failing = Alone {
+                fails_at: Some(1),
+                ..Alone::default()
+            };
+            advance(&mut trainer, &mut failing).unwrap_err();
+        }
+        trainer.host(0..REPLICAS).unwrap();
+        let straight = train(&mut self::trainer(&job, 0..REPLICAS, 1), 2);
+        assert!(train(&mut trainer, 2) == straight, "{update:?}");
+    }
+}
+
 /// A game whose generator cost can't be computed.
 #[derive(Debug)]
 struct Broken;

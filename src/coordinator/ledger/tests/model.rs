@@ -61,7 +61,7 @@ proptest! {
                 Deed::Form(workers, offset) => {
                     generation += 1;
                     let from = model.reached.saturating_add_signed(offset);
-                    let shares = crate::membership::deal(replicas, workers as u32);
+                    let shares = shares(replicas, workers.min(u64::from(replicas)) as usize);
                     seats = (1..).zip(shares).map(|(worker, replicas)| Seat {
                         worker: WorkerId(10 * generation + worker),
                         rank: Rank(worker as u32 - 1),

@@ -1,0 +1,73 @@
+//! Places where a test can have a process die, as if it were killed right there.
+//!
+//! `GAN_DIE_AT=before-reduction:3` ends the process at the third passage of the point
+//! `before-reduction`: no destructor runs, no buffer is flushed, and the kernel closes its
+//! sockets, as with `kill -9`. Only builds with debug assertions have these points.
+
+/// A point that a process may die at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// The step's batches are there; nothing is sent.
+    BeforeReduction,
+    /// Some of the vector is sent, not all.
+    InReduction,
+    /// The new state is there; nobody was told.
+    AfterReduction,
+    /// Some of a checkpoint's files are on the disk.
+    CheckpointWrite,
+    /// A peer has some of the state that this worker sends it.
+    HealSource,
+    /// Some of the state has arrived.
+    HealTarget,
+    /// The ledger is about to be written.
+    LedgerWrite,
+    /// The ledger was written; what follows from that was not said.
+    LedgerWritten,
+}
+
+#[cfg(debug_assertions)]
+mod armed {
+    use super::Point;
+    use std::sync::OnceLock;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// The point and the passage that end this process.
+    static FATE: OnceLock<Option<(String, u64)>> = OnceLock::new();
+    static PASSAGES: AtomicU64 = AtomicU64::new(0);
+
+    fn name(point: Point) -> &'static str {
+        match point {
+            Point::BeforeReduction => "before-reduction",
+            Point::InReduction => "in-reduction",
+            Point::AfterReduction => "after-reduction",
+            Point::CheckpointWrite => "checkpoint-write",
+            Point::HealSource => "heal-source",
+            Point::HealTarget => "heal-target",
+            Point::LedgerWrite => "ledger-write",
+            Point::LedgerWritten => "ledger-written",
+        }
+    }
+
+    pub(super) fn pass(point: Point) {
+        let fate = FATE.get_or_init(|| {
+            let text = std::env::var("GAN_DIE_AT").ok()?;
+            let (name, passage) = text.split_once(':')?;
+            Some((name.to_owned(), passage.parse().ok()?))
+        });
+        if let Some((chosen, passage)) = fate
+            && chosen == name(point)
+            && PASSAGES.fetch_add(1, Ordering::Relaxed) + 1 == *passage
+        {
+            std::process::abort();
+        }
+    }
+}
+
+/// Passes a point, if it is let to.
+#[inline]
+pub(crate) fn pass(point: Point) {
+    #[cfg(debug_assertions)]
+    armed::pass(point);
+    #[cfg(not(debug_assertions))]
+    let _ = point;
+}

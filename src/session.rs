@@ -30,8 +30,8 @@ use std::time::Duration;
 
 /// First wait between two attempts to reach the coordinator; it doubles up to [`BACKOFF_MAX`].
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
-/// Longest wait between two attempts.
-const BACKOFF_MAX: Duration = Duration::from_secs(2);
+/// Longest wait between two attempts: a coordinator that is back is to be found soon.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
 /// For the coordinator to let a worker go that was told to.
 const FAREWELL: Duration = Duration::from_secs(10);
 
@@ -523,8 +523,12 @@ impl Session {
         };
         self.unreachable(why, since, BACKOFF_MIN, now);
         // Nobody is left to let it go, and others hold what it holds.
-        if self.leaving.is_some() && matches!(self.work, Work::Idle(_)) {
-            self.exit(Exit::Left, actions);
+        match &self.work {
+            Work::Idle(_) if self.leaving.is_some() => self.exit(Exit::Left, actions),
+            Work::Finishing(farewell) if farewell.finish == Finish::Left => {
+                self.exit(Exit::Left, actions);
+            }
+            _ => {}
         }
     }
 
@@ -669,7 +673,9 @@ impl Session {
         if matches!(self.work, Work::Finishing(_)) {
             return;
         }
-        if self.terms.is_none() || (self.link != Link::Up && matches!(finish, Finish::Failed(_))) {
+        // Who was told to go doesn't wait for a coordinator that isn't there: what it held is saved.
+        let alone = self.link != Link::Up;
+        if self.terms.is_none() || alone && matches!(finish, Finish::Failed(_) | Finish::Left) {
             self.exit(exit_of(&finish), actions);
             return;
         }
@@ -699,6 +705,10 @@ impl Session {
                     self.leaving = Some(now + FAREWELL);
                     self.say(Action::SayLeaving(self.generation), actions);
                 }
+            }
+            Work::Finishing(farewell) if self.link != Link::Up => {
+                let exit = exit_of(&farewell.finish);
+                self.exit(exit, actions);
             }
             Work::Finishing(_) => {}
             _ => self.exit(Exit::Left, actions),

@@ -230,7 +230,7 @@ fn a_coordinator_that_dies_at_any_ledger_write_leaves_no_trace() {
             let log = job.place.log("job", "coord");
             let mut doomed = Process::start(command, &log);
             // With nothing left to write it lives; then it is killed.
-            let mut patience = 60;
+            let mut patience = 150;
             while doomed.is_running() && patience > 0 {
                 std::thread::sleep(Duration::from_millis(20));
                 patience -= 1;

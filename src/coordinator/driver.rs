@@ -659,7 +659,7 @@ impl Driver {
         }
         self.progress.send_modify(|progress| {
             progress.newest = Some(*newest);
-            for record in records {
+            for record in records.iter().filter(new) {
                 progress.count(self.samples_per_step as f64 / record.seconds);
             }
         });

@@ -404,10 +404,11 @@ impl Coordinator {
         Ok(Served::Over(outcome))
     }
 
-    /// How the job has ended, if it was complete before. It then has a certificate.
+    /// How the job has ended, if it was complete before. It then has a certificate. Workers that
+    /// have not heard of it yet are to be told first.
     fn over(&self) -> Result<Option<Outcome>, CoordinatorError> {
         let step = self.start();
-        if step.0 < self.total_steps {
+        if step.0 < self.total_steps || self.expected_back() > 0 {
             return Ok(None);
         }
         if !verify::is_certified(&self.options.run_dir, &self.record.job_id, step) {

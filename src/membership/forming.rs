@@ -146,13 +146,20 @@ impl Membership {
             let why = format!("{cause}; {} workers are needed", self.rules.min);
             actions.push(Action::Send(*worker, Order::Hold(generation, why)));
         }
-        let awaited = self.awaited_until.is_some();
-        if !held && !awaited && self.members.values().all(|m| m.step <= self.durable()) {
-            actions.push(Action::Persist(Record::Vacated));
+        if !held {
+            self.vacate(actions);
         }
         let paused = format!("{cause}: {}", self.waiting_for());
         actions.push(Action::Persist(Record::Event(EventKind::Paused, paused)));
         self.release(now, actions);
+    }
+
+    /// Records that nobody is left of the newest generation, unless somebody is still awaited.
+    pub(super) fn vacate(&self, actions: &mut Vec<Action>) {
+        let newer = |member: &Member| member.step > self.durable();
+        if self.awaited_until.is_none() && !self.members.values().any(newer) {
+            actions.push(Action::Persist(Record::Vacated));
+        }
     }
 
     pub(super) fn durable(&self) -> Step {

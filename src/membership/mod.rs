@@ -314,6 +314,9 @@ impl Membership {
         }
         if self.awaited_until.is_some_and(|at| now >= at) {
             self.awaited_until = None;
+            if self.phase == Phase::Gathering {
+                self.vacate(&mut actions);
+            }
         }
         self.explain(now, &mut actions);
         if self.phase_deadline().is_some_and(|at| now >= at) {

@@ -148,6 +148,9 @@ impl Membership {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
+        if self.checkpoint.as_ref() == Some(&checkpoint) {
+            return; // Told again, by a worker that had lost its session.
+        }
         // It may come before the progress that led to it.
         self.reach(checkpoint.step, now, actions);
         let told = format!("step {} in {}", checkpoint.step, checkpoint.path);

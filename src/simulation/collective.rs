@@ -21,8 +21,6 @@ pub(super) struct Part {
     pub(super) state: State,
     /// What its replicas add.
     pub(super) gradient: u64,
-    /// How many those are.
-    pub(super) replicas: u32,
     pub(super) flags: Flags,
 }
 

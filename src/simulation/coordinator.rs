@@ -3,10 +3,8 @@
 use super::ledger::Ledger;
 use super::network::{ConnectionId, Message, Side};
 use super::world::{Happening, World};
-use crate::ids::{Generation, Step, WorkerId};
-use crate::membership::{
-    Action, CheckpointRecord, Event, Finish, Membership, Now, Order, Outcome, Record, Word,
-};
+use crate::ids::{Step, WorkerId};
+use crate::membership::{Action, CheckpointRecord, Event, Membership, Now, Outcome};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 

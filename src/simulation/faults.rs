@@ -126,9 +126,7 @@ impl Faults {
 
     /// Until a process that has ended is started again.
     pub(super) fn absence(&self, chance: &mut Chance, now: Now) -> Duration {
-        if now >= self.peace_at {
-            chance.ms(100, 3000)
-        } else if chance.in_thousand(850) {
+        if now >= self.peace_at || chance.in_thousand(850) {
             chance.ms(100, 3000)
         } else {
             chance.ms(5000, 25_000)

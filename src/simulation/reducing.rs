@@ -58,7 +58,6 @@ impl World {
         let part = Part {
             state,
             gradient,
-            replicas: run.assignment.seats[rank].replicas.len() as u32,
             flags,
         };
         let id = (run.assignment.generation, run.life);

@@ -3,18 +3,14 @@
 //! What it computes is one number a state ([`State`]); all that the machines depend on is as in
 //! `worker::training`.
 
-use super::checks::Agreed;
-use super::collective::{Group, Part};
+use super::collective::Group;
 use super::job::State;
 use super::worker::{Input, ProcessId, process};
 use super::world::{Happening, World};
-use crate::collective::Flags;
-use crate::ids::{Generation, Rank, Step};
+use crate::ids::{Generation, Step};
 use crate::membership::balance::Pace;
-use crate::membership::{
-    Assignment, Breakage, CheckpointRecord, Close, Finish, Forming, Now, Word,
-};
-use crate::session::{Event, Newest, newest, oldest};
+use crate::membership::{Assignment, Finish, Now, Word};
+use crate::session::{Event, Newest};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::time::Duration;

@@ -44,8 +44,8 @@ pub(super) struct Orders {
 #[derive(Clone, Debug)]
 enum Life {
     Running,
-    /// Since when, and what waits for it.
-    Stopped(Now, Vec<Input>),
+    /// With what waits for it.
+    Stopped(Vec<Input>),
     Gone,
 }
 
@@ -137,7 +137,7 @@ impl World {
         }
         worker.life = Life::Gone;
         worker.halted_at.get_or_insert(self.now);
-        if self.trace_on() {
+        if self.is_traced() {
             self.note(format!("process {process} ends: {exit:?}"));
         }
         self.workers[process].exit = exit.clone();
@@ -150,10 +150,6 @@ impl World {
         self.checks.exited(process, exit.as_ref(), alone);
         let wait = self.faults.absence(&mut self.chance, self.now);
         self.after(wait, Happening::StartWorker);
-    }
-
-    fn trace_on(&self) -> bool {
-        self.is_traced()
     }
 
     pub(super) fn terminate_worker(&mut self, process: ProcessId) {
@@ -175,7 +171,7 @@ impl World {
         if !worker.is_running() {
             return;
         }
-        worker.life = Life::Stopped(self.now, Vec::new());
+        worker.life = Life::Stopped(Vec::new());
         worker.halted_at = Some(self.now);
         self.watch(process, &[Side::Coordinator]);
         self.after(length, Happening::Continue(process));
@@ -192,7 +188,7 @@ impl World {
         worker.disturbed_at = worker.disturbed_at.max(Some(self.now));
         self.note(format!("process {process} goes on"));
         self.resume_sending(process);
-        if let Life::Stopped(_, inputs) = before {
+        if let Life::Stopped(inputs) = before {
             for input in inputs {
                 self.worker_input(process, input);
             }
@@ -210,7 +206,7 @@ impl World {
         let worker = &mut self.workers[process];
         match &mut worker.life {
             Life::Gone => return,
-            Life::Stopped(_, inputs) => {
+            Life::Stopped(inputs) => {
                 inputs.push(input);
                 return;
             }

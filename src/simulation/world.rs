@@ -30,8 +30,6 @@ pub(super) enum Happening {
     Grace(ProcessId),
     /// This life of the coordinator gets round to its decisions.
     CarryOut(u64),
-    /// This life of the coordinator is killed.
-    KillCoordinator(u64),
     /// This life of the coordinator, stopped, goes on.
     ContinueCoordinator(u64),
     /// A coordinator is started if none is there.
@@ -220,7 +218,6 @@ impl World {
             Happening::Continue(process) => self.continue_worker(process),
             Happening::Grace(process) => self.grace(process),
             Happening::CarryOut(life) => self.carry_out_late(life),
-            Happening::KillCoordinator(life) => self.kill_coordinator(life),
             Happening::ContinueCoordinator(life) => self.continue_coordinator(life),
             Happening::StartCoordinator => self.start_coordinator(),
             Happening::StartWorker => self.start_worker(),

@@ -485,7 +485,8 @@ impl Session {
     fn standing(&self) -> Standing {
         Standing {
             generation: self.generation,
-            within: self.within().is_some() || matches!(self.work, Work::Finishing(_)),
+            within: self.within().is_some()
+                || matches!(self.work, Work::Idle(Some(_)) | Work::Finishing(_)),
             step: self.step,
         }
     }

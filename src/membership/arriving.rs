@@ -125,14 +125,11 @@ impl Membership {
         member.seen_at = now;
         member.step = member.step.max(standing.step);
         let seated = member.seat.is_some();
-        let resumed = seated && standing.generation == present;
+        let resumed = seated && standing.generation == present && standing.within;
         if resumed {
             if member.state == MemberState::Absent {
-                member.state = if standing.within {
-                    MemberState::Training
-                } else {
-                    MemberState::Paused
-                };
+                // If it rests it will say so next.
+                member.state = MemberState::Training;
             }
         } else {
             // What it was told last never reached it. It leaves what it is in.

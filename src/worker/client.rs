@@ -42,7 +42,7 @@ pub(super) async fn session(
     attempt: u64,
     reports: mpsc::UnboundedSender<Report>,
 ) {
-    let report = |came| reports.send(Report { attempt, came });
+    let report = |came| reports.send(Report { attempt, came }).is_ok();
     let endpoint = coordinator
         .connect_timeout(CONNECT)
         .tcp_nodelay(true)
@@ -52,11 +52,11 @@ pub(super) async fn session(
     let last = match open(endpoint).await {
         Err(error) => FromSession::Unreachable(error),
         Ok((outbox, mut inbox)) => {
-            let _ = report(FromSession::Opened(outbox));
+            report(FromSession::Opened(outbox));
             loop {
                 match inbox.message().await {
                     Ok(Some(message)) => {
-                        if report(FromSession::Said(message)).is_err() {
+                        if !report(FromSession::Said(message)) {
                             return;
                         }
                     }
@@ -73,7 +73,7 @@ pub(super) async fn session(
             }
         }
     };
-    let _ = report(last);
+    report(last);
 }
 
 type Session = (

@@ -1,9 +1,10 @@
 //! One generation's steps, from the state that all its workers hold to a pause or the end.
 
+use super::failure::GenerationError;
 use super::history::History;
 use super::inbox::{Came, Inbox};
 use super::saving::Saver;
-use super::training::{GenerationError, Report, Tools};
+use super::training::{Report, Tools};
 use super::wire::EpochWork;
 use crate::collective::{Abort, Collective, Flags};
 use crate::config::Job;
@@ -80,8 +81,11 @@ pub(super) struct Run<'a> {
     pub(super) saver: Option<&'a mut Saver>,
     /// The newest checkpoint that the coordinator knew when the generation began.
     pub(super) on_record: Option<Step>,
-    /// The newest step that the coordinator was told of.
+    /// The newest step whose record the coordinator has. After a fault it may be one that is yet to
+    /// be done again.
     pub(super) told: Step,
+    /// The state that was last reported in this generation.
+    pub(super) reported: Option<Step>,
     pub(super) generation: Generation,
     pub(super) total: Step,
     /// Do no step, and finish like this.
@@ -263,14 +267,15 @@ impl Run<'_> {
         });
     }
 
-    /// Tells the coordinator of the steps that it doesn't know.
+    /// Tells the coordinator of the state, and of the steps that it doesn't know.
     fn report(&mut self) {
         let step = self.trainer.step();
-        if self.saver.is_none() || self.told >= step {
+        if self.saver.is_none() || self.reported == Some(step) {
             return;
         }
         let records = self.history.since(self.told);
-        self.told = step;
+        self.told = self.told.max(step);
+        self.reported = Some(step);
         self.tools.report(Report::Progress(proto::Progress {
             generation: self.generation.0,
             step: step.0,
@@ -301,10 +306,9 @@ impl Run<'_> {
     fn save_what_is_due(&mut self) -> Result<(), GenerationError> {
         let step = self.trainer.step();
         let is_due = step > Step(0) && due(step, self.job().checkpoint.every_steps);
-        if is_due && !self.is_saved(step) {
-            if let Some(saver) = &mut self.saver {
-                saver.last_checkpoint(self.generation, self.trainer.snapshot()?);
-            }
+        let is_lacking = is_due && !self.is_saved(step);
+        if let Some(saver) = self.saver.as_mut().filter(|_| is_lacking) {
+            saver.last_checkpoint(self.generation, self.trainer.snapshot()?);
         }
         Ok(())
     }

@@ -5,27 +5,28 @@
 //! is `run`'s. Nothing is awaited but its peers and its loader, each with a deadline.
 
 use super::Enrolment;
+use super::failure::{Failure, GenerationError, panic_message, reason, suspect, unwound};
 use super::history::History;
-use super::inbox::{Ending, Form, Inbox};
+use super::inbox::{Form, Inbox};
 use super::orders::Orders;
 use super::pulse::Pulse;
 use super::run::{Ended, Run, Work};
 use super::saving::{About, Saver};
+use super::wire::Assignment;
 use crate::checkpoint;
-use crate::collective::{Abort, Collective, CollectiveError, Deadlines, Listener, Tcp};
+use crate::collective::{Abort, Collective, Deadlines, Listener, Tcp};
 use crate::data::{DataError, Dataset, Loader, LoaderSettings};
 use crate::ids::{Generation, Rank, Step};
 use crate::membership::{Breakage, CheckpointRecord, DeviceKind, Finish, Forming};
-use crate::plan::{Plan, PlanError};
+use crate::plan::Plan;
 use crate::proto;
 use crate::session::{Newest, newest};
 use crate::telemetry::metrics;
-use crate::train::{Setup, TrainError, Trainer};
-use std::any::Any;
+use crate::train::{Setup, Trainer};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::sync::mpsc::UnboundedSender;
 
 /// Steps whose batches are loaded ahead.
@@ -129,69 +130,6 @@ impl Tools {
         trainer.restore(&snapshot)?;
         tracing::info!(%step, "state loaded from {}", folder.display());
         Ok(())
-    }
-}
-
-/// Why a generation can't be gone through.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum GenerationError {
-    #[error(transparent)]
-    Collective(CollectiveError),
-    /// The worker's loop said so: another generation, or none, is what counts now.
-    #[error("it was called off: {0}")]
-    CalledOff(String),
-    #[error(transparent)]
-    Train(TrainError),
-    #[error(transparent)]
-    Data(#[from] DataError),
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error(transparent)]
-    Checkpoint(#[from] checkpoint::CheckpointError),
-    #[error(
-        "{path} holds digest {found}, but the coordinator's ledger has {expected}; \
-         do this worker and the coordinator see the same run directory?"
-    )]
-    OtherState {
-        path: String,
-        found: String,
-        expected: String,
-    },
-    #[error("can't start a thread: {0}")]
-    Thread(std::io::Error),
-    #[error(
-        "no work from the coordinator for {} (deadlines.coordinator); rank 0 has saved step {step}",
-        humantime::format_duration(*waited)
-    )]
-    NoWork { waited: Duration, step: Step },
-    #[error("the last checkpoint could not be written: {0}")]
-    LastCheckpoint(String),
-    #[error("the worker is ending")]
-    Ending,
-}
-
-impl From<CollectiveError> for GenerationError {
-    fn from(error: CollectiveError) -> Self {
-        match error {
-            // Only this process calls its collectives off.
-            CollectiveError::Aborted { reason, .. } => GenerationError::CalledOff(reason),
-            other => GenerationError::Collective(other),
-        }
-    }
-}
-
-impl From<TrainError> for GenerationError {
-    fn from(error: TrainError) -> Self {
-        match error {
-            TrainError::Collective { source, .. } => source.into(),
-            other => GenerationError::Train(other),
-        }
-    }
-}
-
-impl From<Ending> for GenerationError {
-    fn from(_: Ending) -> Self {
-        GenerationError::Ending
     }
 }
 
@@ -354,7 +292,7 @@ impl Training {
 struct Seat<'a> {
     trainer: &'a mut Trainer,
     plan: &'a Plan,
-    assignment: super::wire::Assignment,
+    assignment: Assignment,
     collective: &'a mut Tcp,
     abort: &'a Abort,
 }
@@ -415,6 +353,7 @@ impl Seat<'_> {
             saver: training.saver.as_mut().filter(|_| leads),
             on_record: training.recorded,
             told: assignment.recorded,
+            reported: None,
             generation,
             total: assignment.total,
             close: assignment.close,
@@ -425,86 +364,5 @@ impl Seat<'_> {
             work,
         }
         .train()
-    }
-}
-
-/// The peer that a collective failed on, if it can be named.
-fn suspect(error: &CollectiveError) -> Option<Rank> {
-    match error {
-        CollectiveError::Deadline { missing, .. } => missing.0.first().map(|(rank, _)| *rank),
-        CollectiveError::PeerLost { rank, .. }
-        | CollectiveError::Refused { rank, .. }
-        | CollectiveError::Protocol { rank, .. } => Some(*rank),
-        _ => None,
-    }
-}
-
-/// How something went that may have panicked.
-enum Failure {
-    Error(GenerationError),
-    Panic(String),
-}
-
-fn unwound<T>(went: std::thread::Result<Result<T, GenerationError>>) -> Result<T, Failure> {
-    match went {
-        Ok(result) => result.map_err(Failure::Error),
-        Err(panic) => Err(Failure::Panic(panic_message(panic.as_ref()))),
-    }
-}
-
-fn reason(failure: &Failure) -> String {
-    match failure {
-        Failure::Error(error) => error.to_string(),
-        Failure::Panic(message) => message.clone(),
-    }
-}
-
-/// What a panic says: libtorch's account of what it can't do.
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<String>().map(String::as_str);
-    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-    format!(
-        "the training thread panicked: {}",
-        text.unwrap_or("no message")
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::collective::{Operation, Peers, Refusal};
-
-    #[test]
-    fn who_was_lost_late_or_out_of_reach_is_named() {
-        let generation = Generation(3);
-        let address = || "10.0.0.2:1".to_owned();
-        let late = CollectiveError::Deadline {
-            generation,
-            operation: Operation::Reduce,
-            missing: Peers(vec![(Rank(2), address()), (Rank(5), address())]),
-            waited: Duration::from_secs(1),
-            last: String::new(),
-        };
-        assert_eq!(suspect(&late), Some(Rank(2)));
-        let refused = CollectiveError::Refused {
-            generation,
-            rank: Rank(1),
-            address: address(),
-            refusal: Refusal::Closed,
-        };
-        assert_eq!(suspect(&refused), Some(Rank(1)));
-        let newest = Generation(4);
-        let stale = CollectiveError::Stale { generation, newest };
-        assert_eq!(suspect(&stale), None);
-    }
-
-    #[test]
-    fn what_this_process_called_off_is_nobodys_fault() {
-        let aborted = CollectiveError::Aborted {
-            generation: Generation(3),
-            reason: "4 takes its place".to_owned(),
-        };
-        let error = GenerationError::from(aborted);
-        assert!(matches!(error, GenerationError::CalledOff(_)), "{error}");
     }
 }

@@ -149,13 +149,11 @@ fn a_generation_that_was_persisted_but_never_spoken_is_followed_by_one_that_is()
 #[test]
 fn workers_that_rest_are_given_a_new_generation() {
     let mut job = restarted(2);
-    job.back(1, 5, false, 251);
+    job.back(1, 5, true, 251);
+    job.paused(&[1], 251);
     let actions = job.back(2, 5, true, 251);
     assert_eq!(told(&actions)[2..], [(1, "form"), (2, "form")]);
     assert_eq!(cause(&actions), Some(Cause::CoordinatorRestart));
-    // What it has to say of its rest comes too late to matter.
-    let paused = Word::Paused(Generation(5), Step(251));
-    assert!(job.say(1, paused).is_empty());
     assert_eq!((job.phase(), job.generation().0), (&Phase::Forming, 6));
 
     // It says so later.
@@ -187,11 +185,11 @@ fn workers_that_were_told_to_hold_are_not_taken_to_train() {
 #[test]
 fn a_failed_collective_is_no_reason_to_give_up_those_who_may_still_come_back() {
     let mut job = restarted(2);
-    job.back(1, 5, false, 251);
+    job.back(1, 5, true, 251);
     job.fails(1, 251, Some(1));
     assert_eq!(told(&job.after(2).timeout()), []);
     assert_eq!(*job.phase(), Phase::Recovering);
-    let actions = job.back(2, 5, false, 251);
+    let actions = job.back(2, 5, true, 251);
     assert_eq!(told(&actions)[2..], [(1, "form"), (2, "form")]);
 }
 

@@ -163,7 +163,7 @@ fn what_became_ready_without_the_coordinator_is_said_when_it_is_back() {
 #[test]
 fn why_it_rests_is_said_again_to_a_coordinator_that_knows_it() {
     let mut broken = broken();
-    assert_eq!(reconnect(&mut broken, at(5)), [standing(3, false, 9)]);
+    assert_eq!(reconnect(&mut broken, at(5)), [standing(3, true, 9)]);
     let again = Action::SayCollectiveFailed(GEN, Step(9), breakage());
     assert_eq!(broken.handle(welcome(true), at(6)), [again]);
 
@@ -172,7 +172,7 @@ fn why_it_rests_is_said_again_to_a_coordinator_that_knows_it() {
     assert_eq!(paused.handle(Event::Paused(GEN, Step(7)), at(5)), []);
     paused.handle_timeout(at(6));
     let hello = paused.handle(Event::Connected, at(6));
-    assert_eq!(hello, [standing(3, false, 7)]);
+    assert_eq!(hello, [standing(3, true, 7)]);
     let again = Action::SayPaused(GEN, Step(7));
     assert_eq!(paused.handle(welcome(true), at(6)), [again]);
 }

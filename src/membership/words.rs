@@ -59,7 +59,7 @@ impl fmt::Display for DeviceKind {
 pub struct Standing {
     /// The newest generation that it took part in; 0 is none.
     pub generation: Generation,
-    /// It still takes part: it forms it, trains in it, or has finished it.
+    /// It still takes part: it forms it, trains or rests in it, or has finished it.
     pub within: bool,
     /// The newest state that it holds.
     pub step: Step,

@@ -68,10 +68,13 @@ impl World {
             return;
         };
         let now = self.now - up.origin;
-        // Whatever else is due comes first.
-        if up.stalled.is_none() {
-            up.waiting.extend(up.machine.handle_timeout(now));
+        if up.stalled.is_some() {
+            // What else is due can't be told from what the word does.
+            self.decide(Event::Said(worker, word));
+            return;
         }
+        // Whatever else is due comes first.
+        up.waiting.extend(up.machine.handle_timeout(now));
         let shown = |machine: &Membership| {
             let member = machine.members().get(&worker);
             let member = member.map(|m| (m.state, m.step, m.seat.clone(), m.leaving));

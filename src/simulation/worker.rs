@@ -321,7 +321,9 @@ impl World {
                     let connection = self.connect(process);
                     self.workers[process].connection = Some(connection);
                 }
-                Action::SayHello(standing) => {
+                Action::SayHello(mut standing) => {
+                    let held = self.workers[process].thread.state.step;
+                    standing.step = standing.step.max(held);
                     let facts = self.facts(process);
                     self.say(process, Word::Hello(facts, standing));
                 }

@@ -6,6 +6,10 @@
 
 /// A point that a process may die at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(
+    not(feature = "torch"),
+    expect(dead_code, reason = "a worker's points need a worker")
+)]
 pub(crate) enum Point {
     /// The step's batches are there; nothing is sent.
     BeforeReduction,

@@ -15,7 +15,7 @@ fn a_coordinator_that_is_not_there_yet_is_tried_again_with_backoff() {
         assert_eq!(session.handle_timeout(now), [Action::Connect]);
     }
     assert_eq!(waits[..3], [50, 100, 200].map(Duration::from_millis));
-    assert_eq!(*waits.last().unwrap(), at(2));
+    assert_eq!(*waits.last().unwrap(), at(1));
 }
 
 /// Invariant 7.
@@ -107,8 +107,8 @@ fn a_greeting_that_is_not_answered_is_tried_again_while_training() {
     reconnect(&mut session, at(5));
     let due = session.next_deadline().unwrap();
     assert_eq!(session.handle_timeout(due), []);
-    assert_eq!(session.next_deadline(), Some(due + at(2)));
-    assert_eq!(session.handle_timeout(due + at(2)), [Action::Connect]);
+    assert_eq!(session.next_deadline(), Some(due + at(1)));
+    assert_eq!(session.handle_timeout(due + at(1)), [Action::Connect]);
 }
 
 /// Invariant 5: they go on to the end of what they were assigned, and then wait for it.

@@ -10,6 +10,7 @@ use crate::membership::{Assignment, Now, Outcome, Record, Seat};
 use crate::session::Exit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A generation whose workers agreed on a state.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub(super) struct Checks {
     pub(super) unwatched: bool,
     /// The bits of `State(0)` to the last.
     reference: Vec<u64>,
+    /// For all workers to finish, once they were told to.
+    farewell: Duration,
     /// Who was told of which generation, by which life of the coordinator.
     spoken: BTreeMap<Generation, (u64, Arc<[Seat]>)>,
     /// The newest generation that each process took part in.
@@ -61,6 +64,7 @@ impl Checks {
             failure: None,
             unwatched: false,
             reference: job.reference(),
+            farewell: job.farewell(),
             spoken: BTreeMap::new(),
             accepted: BTreeMap::new(),
             done: BTreeSet::new(),
@@ -222,8 +226,8 @@ impl Checks {
             Outcome::Complete(step) => step.0 + 1 == self.reference.len() as u64,
             Outcome::Stopped(_) => faults.stopped,
             Outcome::Drained(_) => faults.drained,
-            // A stop has one deadline, and a full disk may last longer.
-            Outcome::Failed(why) => faults.calm(now).is_zero() && why.contains("to finish"),
+            // A stop has one deadline, and faults may last as long.
+            Outcome::Failed(why) => faults.calm(now) < self.farewell && why.contains("to finish"),
         };
         if !matches!(outcome, Outcome::Complete(_)) {
             self.ends += 1;

@@ -288,24 +288,33 @@ pub(super) fn on_runtime(
 /// As [`told_to_stop`]; but SIGTERM moves the coordinator, not the job: whoever sent it will start
 /// another one.
 async fn told_to_go() -> Ending {
-    match told_to_stop().await {
-        Ending::Drain(_) => Ending::Leave,
-        ending => ending,
+    match signals::termination(1).await {
+        Signal::Terminate => {
+            say("SIGTERM: leaving; the workers train on");
+            Ending::Leave
+        }
+        signal => stopping(signal),
     }
 }
 
 /// Resolves at Ctrl-C, SIGTERM, or when the terminal is gone.
 pub(super) async fn told_to_stop() -> Ending {
-    let signal = signals::termination(1).await;
-    // A terminal that is gone can't be told.
-    let _ = writeln!(
-        std::io::stderr(),
-        "\ngan-coord: {signal}: finishing the step, then a checkpoint (again to end at once)"
-    );
+    stopping(signals::termination(1).await)
+}
+
+fn stopping(signal: Signal) -> Ending {
+    say(&format!(
+        "{signal}: finishing the step, then a checkpoint (again to end at once)"
+    ));
     match signal {
         Signal::Terminate => Ending::Drain(signal.to_string()),
         Signal::Interrupt | Signal::HangUp => Ending::Stop(signal.to_string()),
     }
+}
+
+/// A terminal that is gone can't be told.
+fn say(what: &str) {
+    let _ = writeln!(std::io::stderr(), "\ngan-coord: {what}");
 }
 
 impl Run {

@@ -7,31 +7,31 @@
 //! What can't be written to the ledger now (the disk is full) is not spoken either: the decisions
 //! wait in their order and are tried again, and meanwhile workers train on.
 
-use super::ledger::{Batch, Ledger, LedgerError};
+use super::ledger::{Ledger, LedgerError};
+use super::plans::Plans;
+use super::recording::{label, log_line, recovered, unix_seconds, write};
+use super::sessions::{Outbox, SessionId, Sessions};
 use super::status::Progress;
 use super::wire::{self, Context};
 use crate::faults::{self, Point};
-use crate::ids::{Epoch, Generation, Rank, Step, WorkerId};
+use crate::ids::{Generation, Rank, Step, WorkerId};
 use crate::membership::{
-    Action, Assignment, Cause, Event, EventKind, MemberState, Membership, Order, Outcome, Record,
-    Recovery, Word,
+    Action, Assignment, Event, EventKind, MemberState, Membership, Order, Outcome, Record, Word,
 };
-use crate::plan::{EpochPlan, Plan};
 use crate::proto;
-use crate::telemetry::catalog::{self, RecoveryPhase, SpanState, WorkerState};
+use crate::telemetry::catalog::{SpanState, WorkerState};
 use crate::telemetry::metrics::coord;
-use crate::telemetry::records::{self, RecordLog};
+use crate::telemetry::records::RecordLog;
 use hmac::{Hmac, KeyInit, Mac};
 use prost::bytes::Bytes;
 use proto::coordinator_message::Kind as ToWorker;
 use sha2::Sha256;
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ops::Range;
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, watch};
-use tonic::Status;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 /// How often reached steps are made durable, at most. What a crash of the machine forgets of them,
 /// workers report again.
@@ -54,18 +54,12 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// Decisions that may wait for such a ledger.
 const WAITING: usize = 1 << 20;
 
-/// Messages that may wait for one worker before it is given up.
-pub(super) const OUTBOX: usize = 256;
-
 /// Events that a status shows.
 const EVENTS_SHOWN: u32 = 32;
 
-/// Where a worker's messages go.
-pub(super) type Outbox = mpsc::Sender<Result<proto::CoordinatorMessage, Status>>;
-
-/// One connection of a worker. A worker that comes back has a new one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct SessionId(pub(super) u64);
+/// Signs of life, which wait until the driver looks: ten thousand workers beat every second, and
+/// none of them needs to wake it.
+pub(super) type Beats = Arc<Mutex<Vec<(SessionId, Word)>>>;
 
 /// What reaches the driver.
 pub(super) enum Input {
@@ -118,6 +112,7 @@ pub(super) struct Driver {
     pub(super) progress: watch::Sender<Progress>,
     pub(super) secrets: Secrets,
     pub(super) sessions: Sessions,
+    pub(super) beats: Beats,
     pub(super) reached: Reached,
     pub(super) waiting: Waiting,
     /// The newest generation's members, encoded.
@@ -125,68 +120,6 @@ pub(super) struct Driver {
     pub(super) shown: Shown,
     /// What the first of the steps that were reported last took to compute, seconds.
     pub(super) compute: f64,
-}
-
-/// Who is at the other end of which session.
-pub(super) struct Sessions {
-    outboxes: HashMap<SessionId, (Outbox, Option<WorkerId>)>,
-    workers: HashMap<WorkerId, SessionId>,
-    /// The number that the next new worker gets; none is ever given twice.
-    next: WorkerId,
-}
-
-impl Sessions {
-    pub(super) fn new(next: WorkerId) -> Self {
-        Self {
-            outboxes: HashMap::new(),
-            workers: HashMap::new(),
-            next,
-        }
-    }
-
-    fn worker(&self, session: SessionId) -> Option<WorkerId> {
-        self.outboxes.get(&session).and_then(|(_, worker)| *worker)
-    }
-
-    /// A process has said who it is. If it is known under `known`, this session takes the place of
-    /// the one before.
-    fn introduce(&mut self, session: SessionId, known: Option<WorkerId>) -> Option<WorkerId> {
-        let (_, place) = self.outboxes.get_mut(&session)?;
-        let worker = known.unwrap_or_else(|| {
-            let new = self.next;
-            self.next = new.next();
-            new
-        });
-        *place = Some(worker);
-        if let Some(before) = self.workers.insert(worker, session)
-            && before != session
-        {
-            self.outboxes.remove(&before);
-        }
-        Some(worker)
-    }
-
-    /// The worker whose session this was, if it has no newer one.
-    fn close(&mut self, session: SessionId) -> Option<WorkerId> {
-        let (_, worker) = self.outboxes.remove(&session)?;
-        let worker = worker?;
-        if self.workers.get(&worker) == Some(&session) {
-            self.workers.remove(&worker);
-            return Some(worker);
-        }
-        None
-    }
-
-    fn outbox(&self, worker: WorkerId) -> Option<&Outbox> {
-        let session = self.workers.get(&worker)?;
-        self.outboxes.get(session).map(|(outbox, _)| outbox)
-    }
-
-    fn drop_worker(&mut self, worker: WorkerId) {
-        if let Some(session) = self.workers.remove(&worker) {
-            self.outboxes.remove(&session);
-        }
-    }
 }
 
 /// The steps that are reached, and those that the ledger knows of.
@@ -242,43 +175,6 @@ impl Shown {
     }
 }
 
-/// Epochs that were planned: each is asked for by every worker.
-pub(super) struct Plans {
-    pub(super) plan: Plan,
-    made: BTreeMap<u64, EpochPlan>,
-}
-
-impl Plans {
-    pub(super) fn new(plan: Plan) -> Self {
-        Self {
-            plan,
-            made: BTreeMap::new(),
-        }
-    }
-
-    /// Plans of these epochs, by epoch.
-    fn of(&mut self, epochs: &Range<u64>) -> impl Iterator<Item = &EpochPlan> {
-        // What lies behind is not asked for again.
-        self.made = self.made.split_off(&epochs.start.min(self.first()));
-        for epoch in epochs.clone() {
-            let plan = &self.plan;
-            self.made
-                .entry(epoch)
-                .or_insert_with(|| plan.epoch(Epoch(epoch)));
-        }
-        self.made.range(epochs.clone()).map(|(_, plan)| plan)
-    }
-
-    fn first(&self) -> u64 {
-        self.made.keys().next().copied().unwrap_or(0)
-    }
-
-    /// Forgets the epochs before this one.
-    fn forget_before(&mut self, epoch: u64) {
-        self.made = self.made.split_off(&epoch);
-    }
-}
-
 /// One secret a generation, derived from one that never leaves this process.
 pub(super) struct Secrets([u8; 32]);
 
@@ -322,6 +218,7 @@ impl Driver {
                 }
                 self.take(input);
             }
+            self.take_beats();
             let now = self.now();
             let due = self.machine.next_deadline().is_some_and(|at| now >= at);
             if due && self.waiting.stalled.is_none() {
@@ -334,17 +231,21 @@ impl Driver {
                 let generation = self.machine.generation();
                 tracing::info!("generation {generation} decided and queued in {took:.1?}");
             }
-            if self
-                .reached
-                .durable_at
-                .is_none_or(|at| now >= at + REACHED_EVERY)
-            {
+            let due = self.reached.durable_at;
+            if outcome.is_some() || due.is_none_or(|at| now >= at + REACHED_EVERY) {
                 self.make_reached_durable();
             }
             self.show(outcome.is_some())?;
             if let Some(outcome) = outcome {
                 return Ok(End::Over(outcome));
             }
+        }
+    }
+
+    fn take_beats(&mut self) {
+        let beats = std::mem::take(&mut *self.beats.lock().unwrap_or_else(PoisonError::into_inner));
+        for (session, beat) in beats {
+            self.take(Input::Said(session, beat, Vec::new()));
         }
     }
 
@@ -358,7 +259,8 @@ impl Driver {
         let show = self.shown.stale.then(|| self.shown_next());
         let times = [due, show];
         let next = times.into_iter().flatten().min();
-        next.map_or(TICK, |at| at.saturating_sub(now)).min(TICK)
+        let tick = TICK.min(self.heartbeat / 16);
+        next.map_or(tick, |at| at.saturating_sub(now)).min(tick)
     }
 
     /// A coordinator that was stopped, or whose disk hung, has heard nobody: that is not their
@@ -379,7 +281,7 @@ impl Driver {
         self.shown.stale = true;
         let event = match input {
             Input::Opened(session, outbox) => {
-                self.sessions.outboxes.insert(session, (outbox, None));
+                self.sessions.open(session, outbox);
                 return;
             }
             Input::Said(session, word, records) => {
@@ -614,12 +516,7 @@ impl Driver {
         if let Err(error) = outbox.try_send(Ok(message)) {
             // It doesn't read, or is gone: its stream ends, and the death notice follows.
             tracing::warn!(%worker, "a message can't be delivered: {error}");
-            if let Some(session) = self.sessions.workers.get(&worker) {
-                // The notice must find who it was.
-                if let Some((outbox, _)) = self.sessions.outboxes.get_mut(session) {
-                    *outbox = mpsc::channel(1).0;
-                }
-            }
+            self.sessions.silence(worker);
         }
     }
 
@@ -735,125 +632,4 @@ impl Driver {
         });
         Ok(())
     }
-}
-
-/// Writes one record down.
-fn write(
-    batch: &mut Batch<'_>,
-    record: &Record,
-    present: Generation,
-    plans: &mut Plans,
-    samples: u32,
-    reached: Step,
-    unix: f64,
-) -> Result<(), LedgerError> {
-    match record {
-        Record::Generation {
-            generation,
-            cause,
-            seats,
-        } => batch.generation(*generation, *cause, seats, unix),
-        Record::Assigned {
-            generation,
-            seats,
-            epochs,
-            from,
-        } => {
-            let a_pass = plans.plan.steps_per_epoch();
-            let plans: Vec<EpochPlan> = plans.of(epochs).cloned().collect();
-            batch.assign(*generation, seats, &plans, *from, a_pass, samples)
-        }
-        Record::Device(device) => batch.set_device(device),
-        Record::Admitted(worker, facts) => batch.admit(*worker, facts, unix),
-        Record::Vacated => batch.vacate(),
-        // The driver's clock decides when.
-        Record::Reached(_) | Record::Recovered(_) => Ok(()),
-        Record::Rewound(step) => batch.rewind(*step),
-        Record::Checkpoint(checkpoint) => {
-            batch.reached(reached.max(checkpoint.step))?;
-            batch.checkpoint(checkpoint, unix)
-        }
-        Record::Event(kind, detail) => batch.event(present, *kind, detail, unix),
-    }
-}
-
-/// `compute` is the part of the first step that would have been needed anyway, seconds.
-fn recovered(recovery: &Recovery, compute: f64) {
-    let Recovery {
-        cause,
-        generation,
-        detect,
-        forming,
-        first_step,
-        whole,
-    } = *recovery;
-    let seconds = |duration: Duration| duration.as_secs_f64();
-    tracing::info!(
-        %cause,
-        %generation,
-        abort = seconds(forming.abort),
-        connect = seconds(forming.connect),
-        heal = seconds(forming.heal),
-        first_step = seconds(first_step),
-        compute,
-        whole = seconds(whole),
-        "recovered"
-    );
-    for (phase, took) in [
-        (RecoveryPhase::Detect, detect),
-        (RecoveryPhase::Abort, forming.abort),
-        (RecoveryPhase::Form, forming.connect),
-        (RecoveryPhase::Heal, forming.heal),
-        (RecoveryPhase::FirstStep, first_step),
-        (RecoveryPhase::Whole, whole),
-    ] {
-        coord::recovery(took, phase);
-    }
-}
-
-fn label(cause: Cause) -> catalog::Cause {
-    match cause {
-        Cause::Start => catalog::Cause::Start,
-        Cause::Join => catalog::Cause::Join,
-        Cause::Leave => catalog::Cause::Leave,
-        Cause::Death => catalog::Cause::Death,
-        Cause::CollectiveFailure => catalog::Cause::CollectiveFailure,
-        Cause::CoordinatorRestart => catalog::Cause::CoordinatorRestart,
-        Cause::Rebalance => catalog::Cause::Rebalance,
-        Cause::Close => catalog::Cause::Close,
-    }
-}
-
-/// One step, as `metrics.jsonl` has it.
-fn log_line(
-    record: &proto::StepRecord,
-    generation: Generation,
-    time: f64,
-    samples: u64,
-) -> records::Record {
-    records::Record {
-        step: Step(record.step),
-        epoch: Epoch(record.epoch),
-        generation,
-        time,
-        images_per_s: samples as f64 / record.seconds,
-        loss_d: record.loss_d,
-        loss_g: record.loss_g,
-        d_real: record.d_real,
-        d_fake: record.d_fake,
-        grad_norm_d: record.grad_norm_d,
-        grad_norm_g: record.grad_norm_g,
-        reduce_s: record.reduce_seconds,
-    }
-}
-
-/// Seconds since 1970, for people.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the driver is where the time of day comes in"
-)]
-pub(super) fn unix_seconds() -> f64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0.0, |since| since.as_secs_f64())
 }

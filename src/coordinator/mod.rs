@@ -9,8 +9,11 @@ pub mod cli;
 mod driver;
 pub mod ledger;
 mod local;
+mod plans;
 mod preview;
+mod recording;
 mod service;
+mod sessions;
 mod status;
 mod verify;
 mod wire;
@@ -29,10 +32,12 @@ use crate::proto;
 use crate::proto::coordinator_server::CoordinatorServer;
 use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
-use driver::{Driver, End, Input, Plans, Reached, Secrets, Sessions, Shown, Waiting};
+use driver::{Beats, Driver, End, Input, Reached, Secrets, Shown, Waiting};
 use ledger::{JobRecord, Ledger, LedgerError, LedgerReader};
+use plans::Plans;
 use prost::bytes::Bytes;
 use service::Service;
+use sessions::Sessions;
 use status::{Identity, Progress};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -237,7 +242,7 @@ impl Coordinator {
                     name: job.job.name.clone(),
                     state_keys: job.state_keys(),
                     data_digest: data_digest.clone(),
-                    started_unix_seconds: driver::unix_seconds(),
+                    started_unix_seconds: recording::unix_seconds(),
                 };
                 ledger.begin(&record, dataset.manifest())?;
                 (record, None)
@@ -260,9 +265,13 @@ impl Coordinator {
             let wanted = total_steps;
             return Err(CoordinatorError::Behind { wanted, have });
         }
+        if have.0 >= total_steps {
+            // Nobody will say it again.
+            ledger.reached(have)?;
+        }
         if let Some(checkpoint) = &checkpoint {
             // A crash may have come between the checkpoint and its record.
-            ledger.checkpoint(checkpoint, driver::unix_seconds())?;
+            ledger.checkpoint(checkpoint, recording::unix_seconds())?;
         }
         let past = Past {
             generation: ledger.newest_generation()?,
@@ -355,7 +364,8 @@ impl Coordinator {
         let options = self.options.clone();
         let identity = self.identity();
         let (inbox, events) = std::sync::mpsc::channel();
-        let driver = self.driver(Instant::now(), shown)?;
+        let beats = Beats::default();
+        let driver = self.driver(Instant::now(), shown, Beats::clone(&beats))?;
         let (ended, outcome) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
             .name("driver".to_owned())
@@ -376,6 +386,7 @@ impl Coordinator {
         });
         let service = Service {
             inbox,
+            beats,
             progress,
             identity,
             next_session: AtomicU64::new(1),
@@ -430,6 +441,7 @@ impl Coordinator {
         self,
         origin: Instant,
         progress: watch::Sender<Progress>,
+        beats: Beats,
     ) -> Result<Driver, CoordinatorError> {
         let job = &self.options.job;
         let deadlines = job.deadlines;
@@ -477,6 +489,7 @@ impl Coordinator {
             progress,
             secrets: Secrets::new().map_err(DriverError::from)?,
             sessions: Sessions::new(next),
+            beats,
             reached,
             waiting: Waiting::default(),
             members: (Generation(0), Bytes::new()),

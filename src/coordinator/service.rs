@@ -1,6 +1,7 @@
 //! The tonic service: sessions, status and control, in front of the driver.
 
-use super::driver::{Input, OUTBOX, SessionId};
+use super::driver::{Beats, Input};
+use super::sessions::{OUTBOX, SessionId};
 use super::status::{self, Identity, Progress};
 use super::wire;
 use crate::membership::{Event, Word};
@@ -10,6 +11,7 @@ use crate::proto::{
     WorkerMessage, control_request,
 };
 use std::pin::Pin;
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -24,6 +26,7 @@ const HELLO: Duration = Duration::from_secs(10);
 /// The service.
 pub(super) struct Service {
     pub(super) inbox: Sender<Input>,
+    pub(super) beats: Beats,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) identity: Identity,
     pub(super) next_session: AtomicU64,
@@ -44,9 +47,9 @@ impl Coordinator for Service {
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let (outbox, replies) = mpsc::channel(OUTBOX);
         self.tell(Input::Opened(session, outbox))?;
-        let inbox = self.inbox.clone();
+        let (inbox, beats) = (self.inbox.clone(), self.beats.clone());
         tokio::spawn(async move {
-            let why = listen(session, messages, &inbox).await;
+            let why = listen(session, messages, &inbox, &beats).await;
             // If the driver is gone, nobody needs the notice.
             let _ = inbox.send(Input::Closed(session, why));
         });
@@ -112,6 +115,7 @@ async fn listen(
     session: SessionId,
     mut messages: Streaming<WorkerMessage>,
     inbox: &Sender<Input>,
+    beats: &Beats,
 ) -> String {
     let mut first = true;
     loop {
@@ -139,6 +143,11 @@ async fn listen(
             return "it said Hello late, or twice".to_owned();
         }
         first = false;
+        if let Word::Heartbeat(..) = heard.word {
+            let mut beats = beats.lock().unwrap_or_else(PoisonError::into_inner);
+            beats.push((session, heard.word));
+            continue;
+        }
         let said = Input::Said(session, heard.word, heard.records);
         if inbox.send(said).is_err() {
             return "the coordinator is ending".to_owned();

@@ -3,7 +3,7 @@
 use super::cli::{on_runtime, told_to_stop, told_twice};
 use super::ledger::LedgerReader;
 use super::local::Local;
-use super::{Coordinator, CoordinatorError, Ending, Foundations, Options, driver};
+use super::{Coordinator, CoordinatorError, Ending, Foundations, Options, recording};
 use crate::certificate::{self, Certificate, CertificateError, Device, Kept, Software};
 use crate::checkpoint::{CheckpointError, Store, read_manifest};
 use crate::command::{Failure, print};
@@ -90,7 +90,7 @@ pub(super) fn certify(
         reduction: job.train.reduction,
         steps: step,
         checkpoints,
-        finished_unix_seconds: ended.map_or_else(driver::unix_seconds, |last| last.unix_seconds),
+        finished_unix_seconds: ended.map_or_else(recording::unix_seconds, |last| last.unix_seconds),
     };
     let path = certificate.write(run_dir)?;
     tracing::info!("the job's certificate is {}", path.display());

@@ -136,7 +136,7 @@ mod tests {
             assert_eq!(layout.flags.start, layout.loss + 1);
             let mut vector = vec![0.0; layout.len];
             let flags = Flags {
-                leaving: true,
+                stop: true,
                 ..Flags::default()
             };
             layout.raise(flags, &mut vector);

@@ -49,6 +49,6 @@ number! {
     ReplicaId(u32)
 }
 number! {
-    /// A worker's session with the coordinator. A process that comes back is a new worker.
+    /// A process that takes part in a job. One that was given up and comes back is a new worker.
     WorkerId(u64)
 }

@@ -266,9 +266,11 @@ impl Optimizer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Workers {
-    /// The job starts when this many workers are there. Default 1.
+    /// The job starts when this many workers are there, and goes on with no fewer: below that it
+    /// waits. Default 1.
     pub min: u32,
-    /// No more than this many take part; 0 means `train.replicas`. Default 0.
+    /// No more than this many take part, and further ones stand by; 0 means `train.replicas`.
+    /// Default 0.
     pub max: u32,
     /// Intra-op threads of a replica on a CPU. The bits depend on it, so it is the job's and not
     /// the machine's. Default 1: replicas run side by side.
@@ -302,13 +304,16 @@ pub struct Sample {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Deadlines {
-    /// For `workers.min` workers to be there and ready. Default 5m: images may have to be pulled.
+    /// For `workers.min` workers to be there and ready, at the start and whenever fewer are left.
+    /// Default 5m: images may have to be pulled.
     #[serde(with = "durations")]
     pub join: Duration,
-    /// Without a sign of life from a worker, it is taken for dead. Default 10s.
+    /// Without a sign of life from a worker, it is taken for dead; a broken connection says so at
+    /// once. Also for the workers of before to come back to a new coordinator. Default 10s.
     #[serde(with = "durations")]
     pub heartbeat: Duration,
-    /// For the workers of a new generation to connect to each other and load the state. Default 1m.
+    /// For the workers of a new generation to connect to each other and share the newest state.
+    /// Default 1m.
     #[serde(with = "durations")]
     pub form: Duration,
     /// For a peer's part of a reduction. Default 2m: a peer may compute slower.

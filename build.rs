@@ -22,6 +22,7 @@ fn protocol() -> Result<(), Box<dyn Error>> {
     // One encoding serves all workers of a generation: a message holds a share of it, no copy.
     tonic_prost_build::configure()
         .bytes(".ganglion.v1.Assignment.members")
+        .bytes(".ganglion.v1.MembersPart.part")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -481,7 +481,8 @@ impl Driver {
             total_steps: self.total_steps,
             recorded: self.records.last_step(),
         };
-        let message = match order {
+        let mut messages = Vec::with_capacity(1);
+        match order {
             Order::Assignment(assignment) => {
                 let Assignment {
                     generation,
@@ -496,9 +497,18 @@ impl Driver {
                 if self.members.0 != *generation {
                     self.members = (*generation, wire::members(seats));
                 }
+                let members = self.members.1.clone();
+                let (parts, members) = wire::members_parts(*generation, members);
+                messages.extend(parts);
                 let work = wire::work(*generation, self.plans.of(epochs), &seat.replicas);
                 let secret = self.secrets.of(*generation);
-                wire::assignment(&assignment, self.members.1.clone(), secret, work, &context)
+                messages.push(wire::assignment(
+                    &assignment,
+                    members,
+                    secret,
+                    work,
+                    &context,
+                ));
             }
             Order::Work {
                 generation,
@@ -506,17 +516,17 @@ impl Driver {
                 epochs,
             } => {
                 let work = wire::work(generation, self.plans.of(&epochs), &replicas);
-                wire::message(ToWorker::Work(work))
+                messages.push(wire::message(ToWorker::Work(work)));
             }
-            order => match wire::tell(worker, order, &context) {
-                Some(message) => message,
-                None => return,
-            },
-        };
-        if let Err(error) = outbox.try_send(Ok(message)) {
-            // It doesn't read, or is gone: its stream ends, and the death notice follows.
-            tracing::warn!(%worker, "a message can't be delivered: {error}");
-            self.sessions.silence(worker);
+            order => messages.extend(wire::tell(worker, order, &context)),
+        }
+        for message in messages {
+            if let Err(error) = outbox.try_send(Ok(message)) {
+                // It doesn't read, or is gone: its stream ends, and the death notice follows.
+                tracing::warn!(%worker, "a message can't be delivered: {error}");
+                self.sessions.silence(worker);
+                return;
+            }
         }
     }
 

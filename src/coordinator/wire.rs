@@ -153,6 +153,26 @@ pub(super) fn members(seats: &[Seat]) -> Bytes {
     Bytes::from(proto::Members { peers }.encode_to_vec())
 }
 
+/// The longest part of a list of members that one message carries, bytes: what a stream's buffers
+/// hold anyway.
+const PART: usize = 16 << 10;
+
+/// The messages that go before an assignment whose list of members is long, and what is left of the
+/// list for the assignment itself.
+pub(super) fn members_parts(
+    generation: Generation,
+    mut members: Bytes,
+) -> (Vec<proto::CoordinatorMessage>, Bytes) {
+    let mut parts = Vec::new();
+    while members.len() > PART {
+        parts.push(message(ToWorker::MembersPart(proto::MembersPart {
+            generation: generation.0,
+            part: members.split_to(PART),
+        })));
+    }
+    (parts, members)
+}
+
 /// The message for a seat in a generation.
 pub(super) fn assignment(
     assignment: &Assignment,
@@ -264,5 +284,29 @@ fn span(span: &Span) -> proto::Span {
         shard: span.shard,
         start: span.start,
         len: span.len,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_list_of_members_goes_in_parts_and_nothing_of_it_is_lost() {
+        for length in [0, 1, PART, PART + 1, 3 * PART] {
+            let list: Vec<u8> = (0..length).map(|i| i as u8).collect();
+            let (parts, rest) = members_parts(Generation(7), Bytes::from(list.clone()));
+            let mut joined = Vec::new();
+            for part in parts {
+                let Some(ToWorker::MembersPart(part)) = part.kind else {
+                    panic!("{part:?}");
+                };
+                assert_eq!((part.generation, part.part.len()), (7, PART));
+                joined.extend_from_slice(&part.part);
+            }
+            assert!(rest.len() <= PART);
+            joined.extend_from_slice(&rest);
+            assert_eq!(joined, list);
+        }
     }
 }

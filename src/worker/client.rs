@@ -1,5 +1,6 @@
 //! The gRPC side of a worker: one session with the coordinator.
 
+use super::parts::Parts;
 use crate::proto::coordinator_client::CoordinatorClient;
 use crate::proto::{CoordinatorMessage, WorkerMessage};
 use std::error::Error;
@@ -53,10 +54,13 @@ pub(super) async fn session(
         Err(error) => FromSession::Unreachable(error),
         Ok((outbox, mut inbox)) => {
             report(FromSession::Opened(outbox));
+            let mut parts = Parts::default();
             loop {
                 match inbox.message().await {
                     Ok(Some(message)) => {
-                        if !report(FromSession::Said(message)) {
+                        if let Some(message) = parts.join(message)
+                            && !report(FromSession::Said(message))
+                        {
                             return;
                         }
                     }

@@ -105,6 +105,7 @@ impl Worker {
         command: &mut Option<Command>,
     ) -> Result<Event, wire::Malformed> {
         let event = match message.kind.ok_or(wire::Malformed::Empty)? {
+            FromCoordinator::MembersPart(_) => return Err(wire::Malformed::Part),
             FromCoordinator::Welcome(welcome) => self.welcome(&welcome)?,
             FromCoordinator::Refused(refused) => Event::Refused {
                 reason: refused.reason,

@@ -15,6 +15,7 @@ mod identity;
 mod inbox;
 mod orders;
 mod outbox;
+mod parts;
 mod pulse;
 mod run;
 mod saving;

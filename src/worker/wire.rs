@@ -19,6 +19,8 @@ pub(super) enum Malformed {
     Lacks(&'static str),
     #[error("the coordinator's secret has {0} bytes; expected 32")]
     Secret(usize),
+    #[error("the coordinator sent a part of a list that nobody put together")]
+    Part,
     #[error("the coordinator's list of members can't be read: {0}")]
     Members(prost::DecodeError),
     #[error("the coordinator's replica ranges don't fit 32 bits")]

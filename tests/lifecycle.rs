@@ -9,6 +9,20 @@ use processes::{
 };
 use std::process::Command;
 
+/// `gan-coord run` with two workers, which has done its first steps.
+fn local_run(place: &Place, steps: &str) -> Process {
+    let mut command = Command::new(COORD);
+    command.arg("run").arg(job()).args(["--workers", "2"]);
+    command.arg("--run-dir").arg(place.run_dir("run"));
+    command.args(["--set", &shared_cache(), "--set", steps]);
+    let run = Process::start(command, &place.path().join("run.log"));
+    let metrics = place.run_dir("run").join("metrics.jsonl");
+    processes::wait_until("the first steps", || {
+        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
+    });
+    run
+}
+
 #[test]
 fn a_job_leaves_what_the_readme_says() {
     let place = Place::new();
@@ -149,15 +163,7 @@ fn a_stop_finishes_the_step_and_can_be_resumed() {
 #[test]
 fn ctrl_c_ends_a_local_run_with_a_checkpoint() {
     let place = Place::new();
-    let mut command = Command::new(COORD);
-    command.arg("run").arg(job()).args(["--workers", "2"]);
-    command.arg("--run-dir").arg(place.run_dir("run"));
-    command.args(["--set", &shared_cache(), "--set", "train.steps=100000"]);
-    let mut run = Process::start(command, &place.path().join("run.log"));
-    let metrics = place.run_dir("run").join("metrics.jsonl");
-    processes::wait_until("the first steps", || {
-        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
-    });
+    let mut run = local_run(&place, "train.steps=100000");
     run.signal("INT");
     assert_eq!(run.wait(), 0, "{}", run.log());
     let reached = place.newest("run");
@@ -217,16 +223,8 @@ fn a_job_that_waits_in_vain_saves_its_state_and_says_for_whom_it_waited() {
 #[test]
 fn a_local_run_goes_on_without_a_worker_that_dies() {
     let place = Place::new();
-    let steps = ["--set", "train.steps=150"];
-    let mut command = Command::new(COORD);
-    command.arg("run").arg(job()).args(["--workers", "2"]);
-    command.arg("--run-dir").arg(place.run_dir("run"));
-    command.args(["--set", &shared_cache()]).args(steps);
-    let mut run = Process::start(command, &place.path().join("run.log"));
-    let metrics = place.run_dir("run").join("metrics.jsonl");
-    processes::wait_until("the first steps", || {
-        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
-    });
+    let steps = "train.steps=150";
+    let mut run = local_run(&place, steps);
     let children = Command::new("pgrep")
         .args(["-P", &run.pid().to_string()])
         .output()
@@ -237,7 +235,7 @@ fn a_local_run_goes_on_without_a_worker_that_dies() {
     assert!(killed.success());
     assert_eq!(run.wait(), 0, "{}", run.log());
     assert!(run.log().contains("1 go on"), "{}", run.log());
-    assert!(place.run("whole", &steps).status.success());
+    assert!(place.run("whole", &["--set", steps]).status.success());
     assert_eq!(place.digest("run", 150), place.digest("whole", 150));
 }
 
@@ -328,15 +326,7 @@ fn a_run_directory_holds_one_job() {
 #[test]
 fn a_local_run_that_is_told_to_go_drains() {
     let place = Place::new();
-    let mut command = Command::new(COORD);
-    command.arg("run").arg(job()).args(["--workers", "2"]);
-    command.arg("--run-dir").arg(place.run_dir("run"));
-    command.args(["--set", &shared_cache(), "--set", "train.steps=100000"]);
-    let mut run = Process::start(command, &place.path().join("run.log"));
-    let metrics = place.run_dir("run").join("metrics.jsonl");
-    processes::wait_until("the first steps", || {
-        std::fs::metadata(&metrics).is_ok_and(|file| file.len() > 1000)
-    });
+    let mut run = local_run(&place, "train.steps=100000");
     run.signal("TERM");
     assert_eq!(run.wait(), 75, "{}", run.log());
     let reached = place.newest("run");

@@ -17,7 +17,7 @@ mod tests;
 
 pub use batch::Batch;
 pub use reader::LedgerReader;
-pub(super) use report::{EpochReport, History};
+pub(super) use report::{EpochReport, History, time};
 
 use crate::config::StateKeys;
 use crate::data::Manifest;

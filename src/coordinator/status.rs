@@ -1,6 +1,6 @@
 //! What the job is doing, for people and scripts.
 
-use super::ledger::EventRecord;
+use super::ledger::{EventRecord, time};
 use crate::ids::{Generation, Step, WorkerId};
 use crate::membership::{CheckpointRecord, Member, Phase};
 use crate::proto;
@@ -166,7 +166,14 @@ pub fn text(status: &proto::JobStatus) -> String {
         );
     }
     for event in status.events.iter().rev().take(8).rev() {
-        let _ = writeln!(out, "  {}  {}", event.kind, event.detail);
+        let _ = writeln!(
+            out,
+            "  {}  generation {}  {}  {}",
+            time(event.unix_seconds),
+            event.generation,
+            event.kind,
+            event.detail
+        );
     }
     out
 }
@@ -193,7 +200,7 @@ pub fn json(status: &proto::JobStatus) -> serde_json::Value {
         .iter()
         .map(|c| serde_json::json!({"step": c.step, "path": c.path, "digest": c.digest}));
     let events = status.events.iter().map(
-        |e| serde_json::json!({"unix_seconds": e.unix_seconds, "kind": e.kind, "detail": e.detail}),
+        |e| serde_json::json!({"unix_seconds": e.unix_seconds, "generation": e.generation, "kind": e.kind, "detail": e.detail}),
     );
     serde_json::json!({
         "job": status.job,
@@ -211,4 +218,27 @@ pub fn json(status: &proto::JobStatus) -> serde_json::Value {
         "checkpoints": checkpoints.collect::<Vec<_>>(),
         "events": events.collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn people_are_told_when_something_happened_and_in_which_generation() {
+        let status = proto::JobStatus {
+            events: vec![proto::EventStatus {
+                unix_seconds: 1_700_000_000.5,
+                kind: "died".to_owned(),
+                detail: "worker 2: its stream broke".to_owned(),
+                generation: 3,
+            }],
+            ..proto::JobStatus::default()
+        };
+        let line = "2023-11-14T22:13:20.500Z  generation 3  died  worker 2: its stream broke";
+        assert!(text(&status).contains(line), "{}", text(&status));
+        let event = &json(&status)["events"][0];
+        assert_eq!(event["unix_seconds"], 1_700_000_000.5);
+        assert_eq!(event["generation"], 3);
+    }
 }

@@ -364,7 +364,7 @@ fn samples(row: &SpanRecord) -> String {
 }
 
 /// A time as people write it, UTC.
-fn time(unix_seconds: f64) -> String {
+pub(in crate::coordinator) fn time(unix_seconds: f64) -> String {
     // What RFC 3339 can't say is said in seconds.
     const YEAR_10000: f64 = 253_402_300_800.0;
     match Duration::try_from_secs_f64(unix_seconds) {

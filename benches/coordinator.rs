@@ -170,7 +170,7 @@ fn job(folder: &Path, workers: u64) -> PathBuf {
     bytes.resize(bytes.len() + 28 * 28 * count as usize, 7);
     std::fs::write(images.join("train-images-idx3-ubyte"), bytes).unwrap();
     let text = format!(
-        "[job]\nname = \"bench\"\n[data]\nuri = \"images\"\nfit = \"pad\"\ncache = \"cache\"\n\
+        "[job]\nname = \"bench\"\n[data]\nuri = \"images\"\nfit = \"pad\"\nshard_folder = \"cache\"\n\
          [model]\nimage_size = 32\nchannels = 1\n\
          [train]\nreplicas = {workers}\nbatch = 1\nsteps = 1000000\n\
          [workers]\nmin = {}\n\

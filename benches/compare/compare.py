@@ -142,7 +142,7 @@ def ganglion(args: argparse.Namespace, scratch: Path) -> Result:
     command = [str(binary("gan-coord")), "run", str(JOB), "--workers", str(args.workers),
                "--run-dir", str(run),
                "--set", f"data.uri={scratch / 'images-idx3-ubyte'}",
-               "--set", f"data.cache={scratch / 'cache'}",
+               "--set", f"data.shard_folder={scratch / 'cache'}",
                "--set", f"train.steps={args.warmup + args.steps}"]
     with open(log, "w") as output:
         start = time.time()

@@ -98,4 +98,48 @@ pub trait Collective: Send {
     /// Bytes that this worker has sent to its peers in reductions so far. Framing is not counted,
     /// and neither are copies: this is the price of a step.
     fn sent_bytes(&self) -> u64;
+
+    /// The same sums for vectors that lie where the networks compute, if this collective can do
+    /// them without the way through host memory.
+    #[cfg(feature = "torch")]
+    fn on_device(&mut self) -> Option<&mut dyn OnDevice> {
+        None
+    }
+}
+
+/// Reductions of vectors that lie on a device, beside what the device computes.
+///
+/// Nothing here waits for the device but [`settle`](OnDevice::settle): reductions are queued on a
+/// stream of their own, ordered by events after what makes the vectors, and before what reads the
+/// means. So a mean may be *queued* to be used before it is known to be good: what is computed from
+/// it must not become the state until `settle` has said so.
+///
+/// All ranks start the same reductions in the same order.
+#[cfg(feature = "torch")]
+pub trait OnDevice {
+    /// Queues a reduction after all that the calling thread's current stream has been given so far,
+    /// and returns at once. The mean is that of [`Collective::reduce_mean`], to the bit.
+    ///
+    /// # Shapes
+    /// `hosted[i]` is the vector of the i-th hosted replica, `mean` where the mean goes: flat,
+    /// contiguous, `f32`, of one length, on this collective's device. What `hosted` holds
+    /// afterwards is unspecified. Both must live until [`settle`](OnDevice::settle).
+    ///
+    /// # Errors
+    /// [`CollectiveError::Vectors`] if they don't fit; if the collective was aborted or has failed.
+    fn start(&mut self, hosted: &[tch::Tensor], mean: &tch::Tensor) -> Result<(), CollectiveError>;
+
+    /// Has what the calling thread's current stream is given from now on wait for the oldest
+    /// reduction that was started and not joined yet. The host does not wait.
+    ///
+    /// # Errors
+    /// If there is none; if the collective was aborted or has failed.
+    fn join(&mut self) -> Result<(), CollectiveError>;
+
+    /// Waits until all reductions that were started are over. Only then are their means good.
+    ///
+    /// # Errors
+    /// If a peer is lost or late, or the collective was aborted, before the last of them was over
+    /// or since: the means may then hold anything.
+    fn settle(&mut self) -> Result<(), CollectiveError>;
 }

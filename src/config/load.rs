@@ -180,7 +180,7 @@ fn absolute(path: &Path) -> PathBuf {
 
 fn root_paths(table: &mut toml::Table, folder: &Path) {
     root_path(table, "uri", folder);
-    root_path(table, "cache", folder);
+    root_path(table, "shard_folder", folder);
 }
 
 fn root_path(table: &mut toml::Table, key: &str, folder: &Path) {

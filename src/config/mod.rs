@@ -70,13 +70,28 @@ pub struct Data {
     pub uri: String,
     /// Folder of the packed shards. Default: `ganglion` in the user's cache folder.
     #[serde(default)]
-    pub cache: Option<PathBuf>,
+    pub shard_folder: Option<PathBuf>,
+    /// Where a worker keeps samples from one epoch to the next. Default `host`.
+    #[serde(default)]
+    pub cache: DataCache,
     /// How an image becomes a square of `model.image_size`. Default `cover`.
     #[serde(default)]
     pub fit: Fit,
     /// Samples in a shard. Default 1024: a few megabytes, so that an epoch has many shards to deal.
     #[serde(default = "defaults::shard_samples")]
     pub shard_samples: u64,
+}
+
+/// Where a worker keeps samples from one epoch to the next. No bit depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DataCache {
+    /// In the machine's page cache, over the packed shards.
+    #[default]
+    Host,
+    /// All of the data set in the GPU's memory, if it fits there; else as `host`. On a CPU, where
+    /// these are the same memory, as `host` too.
+    Device,
 }
 
 /// How an image becomes a square.
@@ -131,6 +146,15 @@ pub struct Train {
     /// Arithmetic of the networks. Default `f32`.
     #[serde(default)]
     pub precision: Precision,
+    /// The order of an image's values in memory while the networks compute. Default
+    /// `channels-last`, which is faster nearly everywhere.
+    #[serde(default)]
+    pub memory_format: MemoryFormat,
+    /// Only kernels that give the same bits from run to run. `false` lets libraries choose kernels
+    /// by timing them, and add in any order: faster on a GPU, and no two runs are alike.
+    /// Default `true`.
+    #[serde(default = "defaults::deterministic")]
+    pub deterministic: bool,
     /// How gradients are summed. Default `exact`.
     #[serde(default)]
     pub reduction: Reduction,
@@ -172,6 +196,23 @@ pub enum Precision {
     /// IEEE single precision throughout.
     #[default]
     F32,
+    /// Single precision, but convolutions and matrix products round their factors to 10 bits of
+    /// mantissa: NVIDIA's TensorFloat-32. Needs a GPU of compute capability 8.0 or more.
+    Tf32,
+    /// Convolutions and matrix products in bfloat16 (autocast). Weights, moments, gradients and
+    /// their sums stay in single precision.
+    Bf16,
+}
+
+/// The order of an image's values in memory while the networks compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryFormat {
+    /// All channels of a pixel side by side: NHWC.
+    #[default]
+    ChannelsLast,
+    /// One channel after the other: NCHW, PyTorch's default.
+    Contiguous,
 }
 
 /// How gradients are summed over the replicas.
@@ -181,6 +222,9 @@ pub enum Reduction {
     /// Along one tree over the replicas, whoever hosts them: the same bits for any workers.
     #[default]
     Exact,
+    /// By `ncclAllReduce`, in whatever order NCCL finds fastest on this machine: the bits depend on
+    /// the workers. Over TCP there is nothing faster, and the sums are exact.
+    Fast,
 }
 
 /// `[optimizer]`: Adam (Kingma and Ba 2014). A table `[optimizer.generator]` or
@@ -275,6 +319,9 @@ pub struct Workers {
     /// Intra-op threads of a replica on a CPU. The bits depend on it, so it is the job's and not
     /// the machine's. Default 1: replicas run side by side.
     pub threads: u32,
+    /// Whether a GPU is handed a step as one CUDA graph rather than kernel by kernel. No bit depends
+    /// on it. Default `true`.
+    pub cuda_graphs: bool,
 }
 
 /// `[checkpoint]`
@@ -341,6 +388,9 @@ mod defaults {
     pub(super) fn batch() -> u32 {
         16
     }
+    pub(super) fn deterministic() -> bool {
+        true
+    }
 }
 
 impl Default for Model {
@@ -374,6 +424,7 @@ impl Default for Workers {
             min: 1,
             max: 0,
             threads: 1,
+            cuda_graphs: true,
         }
     }
 }
@@ -436,6 +487,16 @@ spelled! {
     }
     Precision {
         F32 => "f32",
+        Tf32 => "tf32",
+        Bf16 => "bf16",
+    }
+    MemoryFormat {
+        ChannelsLast => "channels-last",
+        Contiguous => "contiguous",
+    }
+    Reduction {
+        Exact => "exact",
+        Fast => "fast",
     }
 }
 

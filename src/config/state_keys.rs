@@ -78,11 +78,13 @@ impl Job {
 const FREE_KEYS: &[&str] = &[
     "job.name",
     "data.uri",
+    "data.shard_folder",
     "data.cache",
     "train.steps",
     "train.epochs",
     "workers.min",
     "workers.max",
+    "workers.cuda_graphs",
 ];
 
 fn is_free_section(key: &str) -> bool {
@@ -129,6 +131,9 @@ mod tests {
             "deadlines.form=1s",
             "job.name=other",
             "data.uri=elsewhere",
+            "data.shard_folder=elsewhere",
+            "data.cache=device",
+            "workers.cuda_graphs=false",
         ] {
             assert_eq!(read(&[free]).state_keys(), base, "{free}");
         }
@@ -142,6 +147,10 @@ mod tests {
             "train.replicas=4",
             "train.batch=4",
             "train.ema_decay=0.5",
+            "train.precision=bf16",
+            "train.memory_format=contiguous",
+            "train.deterministic=false",
+            "train.reduction=fast",
             "optimizer.learning_rate=0.1",
             "optimizer.generator.beta1=0.1",
             "workers.threads=2",

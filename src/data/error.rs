@@ -96,7 +96,7 @@ pub enum DataError {
         expected: String,
     },
     /// Nobody said where packed shards go.
-    #[error("no place for packed shards: set data.cache, XDG_CACHE_HOME or HOME")]
+    #[error("no place for packed shards: set data.shard_folder, XDG_CACHE_HOME or HOME")]
     NoCache,
     /// The loader was given work that the plan can't have made.
     #[error("epoch {epoch} can't be loaded: {reason}")]

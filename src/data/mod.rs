@@ -162,7 +162,7 @@ fn cache(job: &Job) -> Result<PathBuf, DataError> {
             .filter(|path| path.is_absolute())
     };
     job.data
-        .cache
+        .shard_folder
         .clone()
         .or_else(|| base("XDG_CACHE_HOME").map(|path| path.join("ganglion")))
         .or_else(|| base("HOME").map(|path| path.join(".cache").join("ganglion")))

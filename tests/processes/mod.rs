@@ -293,7 +293,10 @@ pub fn job() -> PathBuf {
 
 /// All tests read the same packed data.
 pub fn shared_cache() -> String {
-    format!("data.cache={}/data-cache", env!("CARGO_TARGET_TMPDIR"))
+    format!(
+        "data.shard_folder={}/data-cache",
+        env!("CARGO_TARGET_TMPDIR")
+    )
 }
 
 pub fn wait_until(what: &str, holds: impl Fn() -> bool) {

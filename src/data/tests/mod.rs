@@ -34,7 +34,7 @@ fn job(uri: &Path, cache: &Path, sets: &[&str]) -> Job {
     let overrides: Vec<Override> = sets.iter().map(|set| set.parse().unwrap()).collect();
     let mut job = config::parse(text, "test", Path::new("/"), &overrides).unwrap();
     job.data.uri = uri.to_str().unwrap().to_owned();
-    job.data.cache = Some(cache.to_owned());
+    job.data.shard_folder = Some(cache.to_owned());
     job
 }
 

@@ -34,13 +34,19 @@ impl fmt::Display for DeviceDescription {
 /// The linker drops it from the binary, for nothing refers to it; without it libtorch sees no GPU.
 /// Call it first thing in `main`: libtorch asks once whether there is CUDA and remembers.
 pub fn load_cuda() -> bool {
+    why_no_cuda().is_none()
+}
+
+/// Why libtorch's CUDA half can't be loaded, if that is so.
+pub fn why_no_cuda() -> Option<&'static str> {
     // Held for the life of the process: unloading a half of libtorch is not supported.
-    static CUDA: OnceLock<Option<Library>> = OnceLock::new();
-    CUDA.get_or_init(|| {
+    static CUDA: OnceLock<Result<Library, String>> = OnceLock::new();
+    let loaded = CUDA.get_or_init(|| {
         // SAFETY: libtorch's own library; its initialisers register kernels and do nothing else.
-        unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) }.ok()
-    })
-    .is_some()
+        unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) }
+            .map_err(|error| error.to_string())
+    });
+    loaded.as_ref().err().map(String::as_str)
 }
 
 /// What `device` is.

@@ -4,11 +4,13 @@
 //! and nothing of networks, games or jobs.
 
 mod device;
+mod driver;
 mod generator;
 mod host;
 mod sys;
 
-pub use device::{DeviceDescription, device_description, load_cuda};
+pub use device::{DeviceDescription, device_description, load_cuda, why_no_cuda};
+pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;
 pub use host::HostVector;
 

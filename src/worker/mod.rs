@@ -8,6 +8,7 @@
 
 pub mod cli;
 mod client;
+mod devices;
 mod failure;
 mod hearing;
 mod history;

@@ -63,7 +63,7 @@ impl Driver {
     pub fn open() -> Result<Self, DriverError> {
         // SAFETY: the driver's own library; loading it changes nothing until it is initialised.
         let library = unsafe { Library::open(Some("libcuda.so.1"), RTLD_NOW) }
-            .map_err(|error| DriverError::Missing(error.to_string()))?;
+            .map_err(|error| DriverError::Missing(super::device::loader_says(&error)))?;
         let driver = Self { library };
         // SAFETY: the function has this signature since CUDA 2.0, and 0 is its only argument.
         let code = unsafe { driver.find::<Init>("cuInit")?(0) };
@@ -179,7 +179,8 @@ mod tests {
             Err(error) => {
                 let error = error.to_string();
                 assert!(
-                    error.contains("install NVIDIA's driver") || error.contains("CUDA_ERROR"),
+                    (error.contains("libcuda.so.1") && error.contains("install NVIDIA's driver"))
+                        || error.contains("CUDA_ERROR"),
                     "{error}"
                 );
             }

@@ -50,7 +50,7 @@ pub fn why_no_cuda() -> Option<&'static str> {
 }
 
 /// What the dynamic loader has to say: which file it is about, and why.
-pub(super) fn loader_says(error: &libloading::Error) -> String {
+pub(crate) fn loader_says(error: &libloading::Error) -> String {
     let source = std::error::Error::source(error);
     source.map_or_else(|| error.to_string(), ToString::to_string)
 }

@@ -10,6 +10,7 @@ mod host;
 mod stream;
 mod sys;
 
+pub(crate) use device::loader_says;
 pub use device::{DeviceDescription, device_description, load_cuda, why_no_cuda};
 pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;

@@ -1,8 +1,10 @@
 //! What this machine has for a worker, and why something is missing: `gan-worker devices`.
 
+use crate::nccl;
 use crate::torch;
 use serde::Serialize;
 use std::fmt;
+use std::path::PathBuf;
 
 /// Something that may be missing, with the reason.
 #[derive(Debug, Serialize)]
@@ -40,6 +42,15 @@ pub(super) struct Devices {
     /// NVIDIA's.
     driver: Found<Driver>,
     gpus: Vec<Gpu>,
+    nccl: Found<Nccl>,
+}
+
+#[derive(Debug, Serialize)]
+struct Nccl {
+    version: String,
+    path: PathBuf,
+    /// It is the one of Ganglion's tests, and has no use for GPUs.
+    stand_in: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -115,6 +126,13 @@ impl Devices {
             },
             driver,
             gpus,
+            nccl: nccl::Library::load()
+                .map(|library| Nccl {
+                    version: library.version_text(),
+                    path: library.path().to_owned(),
+                    stand_in: library.is_stand_in(),
+                })
+                .into(),
         }
     }
 }
@@ -214,6 +232,7 @@ impl fmt::Display for Devices {
             libtorch,
             driver,
             gpus,
+            nccl,
         } = self;
         writeln!(f, "cpu        {cpu}")?;
         for gpu in gpus {
@@ -221,7 +240,8 @@ impl fmt::Display for Devices {
         }
         writeln!(f, "libtorch   {libtorch}")?;
         writeln!(f, "  CUDA     {}", libtorch.cuda)?;
-        writeln!(f, "driver     {driver}")
+        writeln!(f, "driver     {driver}")?;
+        writeln!(f, "NCCL       {nccl}")
     }
 }
 
@@ -262,6 +282,16 @@ impl fmt::Display for Driver {
             write!(f, "{version}, ")?;
         }
         write!(f, "runs CUDA up to {}", self.cuda)
+    }
+}
+
+impl fmt::Display for Nccl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = match self.stand_in {
+            true => " (the tests' stand-in: it works in host memory)",
+            false => "",
+        };
+        write!(f, "{}{kind} in {}", self.version, self.path.display())
     }
 }
 

@@ -6,11 +6,13 @@
 mod device;
 mod generator;
 mod host;
+mod memory;
 mod sys;
 
 pub use device::{DeviceDescription, device_description, load_cuda};
 pub use generator::Generator;
 pub use host::HostVector;
+pub use memory::peak_memory;
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};

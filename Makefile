@@ -55,7 +55,7 @@ bench: setup ## the micro-benchmarks
 soak: setup ## a job under random faults for MINUTES (default 10), and whether a bit differs
 	$(CARGO) bench --locked --bench soak -- --minutes $(or $(MINUTES),10)
 
-bench-compare: setup ## Ganglion against PyTorch's DCGAN example on this machine (OPTIONS="--pairs 9")
+bench-compare: setup ## Ganglion against PyTorch on this machine (OPTIONS="--pairs 9 --cases tuned")
 	$(CARGO) build --release --locked
 	"$$(benches/compare/python.sh)" benches/compare/compare.py $(OPTIONS)
 

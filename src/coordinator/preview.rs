@@ -3,7 +3,8 @@
 use super::{CoordinatorError, Foundations};
 use crate::config::Job;
 use crate::ids::Epoch;
-use crate::model::architecture::{Architecture, Player, parameters, state_bytes, step_flops};
+use crate::model::architecture::{Architecture, Player, parameters, state_bytes};
+use crate::model::cost::step_flops;
 use crate::plan::Span;
 use std::fmt::Write;
 

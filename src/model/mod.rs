@@ -1,10 +1,11 @@
 //! The two networks of DCGAN (Radford et al. 2015), as PyTorch's example lays them out.
 //!
-//! [`architecture`] is pure: layers, names, shapes, counts. The rest needs libtorch: networks are
-//! flat parameter vectors, and a forward pass is a function of such a vector. This room knows
-//! nothing of games, optimizers or replicas.
+//! [`architecture`] is pure: layers, names, shapes, counts; so is [`cost`], what a step takes. The
+//! rest needs libtorch: networks are flat parameter vectors, and a forward pass is a function of
+//! such a vector. This room knows nothing of games, optimizers or replicas.
 
 pub mod architecture;
+pub mod cost;
 #[cfg(feature = "torch")]
 mod initial;
 #[cfg(feature = "torch")]

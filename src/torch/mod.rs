@@ -7,6 +7,7 @@ mod device;
 mod driver;
 mod generator;
 mod host;
+mod memory;
 mod stream;
 mod sys;
 
@@ -15,6 +16,7 @@ pub use device::{DeviceDescription, device_description, load_cuda, why_no_cuda};
 pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;
 pub use host::HostVector;
+pub use memory::peak_memory;
 pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};

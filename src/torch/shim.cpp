@@ -12,6 +12,7 @@
 #include <ATen/Version.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/version.h>
 
 #include <cstdint>
@@ -146,6 +147,17 @@ const char* gan_processor() {
     text = at::get_cpu_capability();
 #endif
     return text.c_str();
+  });
+}
+
+// The most bytes that libtorch has held on a GPU at a time, since the process began: 0 or -1.
+int gan_peak_memory(int cuda, uint64_t* bytes) {
+  return guarded(-1, [&] {
+    TORCH_CHECK(cuda >= 0 && cuda <= 127, "there is no GPU ", cuda);
+    auto stats = c10::getDeviceAllocator(c10::kCUDA)->getDeviceStats(c10::DeviceIndex(cuda));
+    auto all = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+    *bytes = static_cast<uint64_t>(stats.reserved_bytes[all].peak);
+    return 0;
   });
 }
 

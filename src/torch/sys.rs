@@ -29,6 +29,7 @@ unsafe extern "C" {
         epsilon: c_double,
     ) -> c_int;
     pub(super) fn gan_is_sole_owner(tensor: *const C_tensor) -> c_int;
+    pub(super) fn gan_peak_memory(cuda: c_int, bytes: *mut u64) -> c_int;
     pub(super) fn gan_libtorch_version() -> *const c_char;
     pub(super) fn gan_processor() -> *const c_char;
 }

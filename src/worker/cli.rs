@@ -1,5 +1,6 @@
 //! `gan-worker`'s command line.
 
+use super::bench::Bench;
 use super::devices::Devices;
 use super::{Options, WorkerError};
 use crate::checkpoint;
@@ -42,6 +43,9 @@ enum Command {
     Sample(Sample),
     /// Print a checkpoint's manifest, after verifying it.
     Inspect(Inspect),
+    /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
+    /// of what the device can do, memory.
+    Bench(Bench),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -121,6 +125,7 @@ impl Cli {
             Command::Devices { json } => devices(json),
             Command::Sample(sample) => sample.run(),
             Command::Inspect(inspect) => inspect.run(),
+            Command::Bench(bench) => bench.run(format),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut script);
@@ -135,11 +140,10 @@ impl Train {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         logging::init(format, &LogTarget::Stderr).map_err(Failure::failed)?;
         let device = device(&self.device)?;
-        let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         let options = Options {
             coordinator: self.coordinator,
             device,
-            cores: self.cores.unwrap_or_else(all).max(1),
+            cores: cores(self.cores),
             advertise: self.advertise,
             join: self.join_deadline,
         };
@@ -175,8 +179,14 @@ fn devices(json: bool) -> Result<ExitCode, Failure> {
     print(&format!("{devices}\n"))
 }
 
+/// The cores that a person named, or all that there are.
+pub(super) fn cores(named: Option<u32>) -> u32 {
+    let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    named.unwrap_or_else(all).max(1)
+}
+
 /// The device that a person named, if it is there.
-fn device(name: &str) -> Result<tch::Device, Failure> {
+pub(super) fn device(name: &str) -> Result<tch::Device, Failure> {
     let refuse = |what: String| {
         let device = name.to_owned();
         Failure::from(WorkerError::Device { device, what })

@@ -4,8 +4,10 @@
 //! (`training`), which never waits for this one between two steps. What is done when is decided
 //! by [`crate::session`]; this loop tells it what happened, and does what it says. `inbox` and
 //! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
-//! leads to the coordinator; `hearing` makes events of what comes in.
+//! leads to the coordinator; `hearing` makes events of what comes in. `bench` needs none of this: it
+//! measures steps on a device.
 
+mod bench;
 pub mod cli;
 mod client;
 mod devices;

@@ -1,0 +1,220 @@
+//! PURE. What a training step costs, counted from the layer lists.
+//!
+//! The counts are of the mathematics, not of any implementation: what is divided by a measured time
+//! gives the rate at which useful work was done.
+
+use super::architecture::{Architecture, Convolution};
+use crate::config::{Model, Precision, Train, Update};
+
+/// Floating-point operations in convolutions, which are all but a few percent of a step; a
+/// multiplication and an addition are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flops {
+    /// Of the forward passes.
+    pub forward: u64,
+    /// Of the backward passes.
+    pub backward: u64,
+}
+
+impl Flops {
+    /// Both together.
+    pub fn total(self) -> u64 {
+        self.forward + self.backward
+    }
+}
+
+/// What a training step spends on one image.
+///
+/// With F(N) for a forward pass of network N and f(N) for that of its first layer:
+///
+/// ```text
+/// forward   G(z), D(x), D(G(z))                        F(G) + 2·F(D)
+///           D(G(z)) again, by the new D                        + F(D)      alternating only
+/// backward  J_D to D's weights, twice: x and G(z)      2·(2·F(D) - f(D))
+///           J_G through D to the image                 F(D)
+///           … and on to G's weights                    2·F(G) - f(G)
+/// ```
+///
+/// The gradient of a convolution costs as much as its forward pass, once for its weight and once
+/// for its input. Nobody asks for a first layer's input, nor for D's weights where J_G passes.
+pub fn step(model: &Model, update: Update) -> Flops {
+    let (g, d) = (Architecture::generator(model), discriminator(model));
+    let judgements = match update {
+        Update::Alternating => 3,
+        Update::Simultaneous => 2,
+    };
+    Flops {
+        forward: g.forward_flops() + judgements * d.forward_flops(),
+        backward: 2 * backward_to_parameters(&d) + d.forward_flops() + backward_to_parameters(&g),
+    }
+}
+
+/// [`step`]'s total.
+pub fn step_flops(model: &Model, update: Update) -> u64 {
+    step(model, update).total()
+}
+
+fn discriminator(model: &Model) -> Architecture {
+    Architecture::discriminator(model)
+}
+
+fn backward_to_parameters(network: &Architecture) -> u64 {
+    2 * network.forward_flops() - first(network, Convolution::flops)
+}
+
+fn first(network: &Architecture, of: impl Fn(&Convolution) -> u64) -> u64 {
+    let stage = network.stages.first();
+    stage.map_or(0, |stage| of(&stage.convolution))
+}
+
+/// Bytes that a step can't but move between memory and processor. An implementation moves more: it
+/// writes and reads what it does not fuse, and batch norm looks at its input more than once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Traffic {
+    /// Weights and their gradients: each pass of a replica reads the weights that it needs, and
+    /// writes the gradients that it is for.
+    pub weights: u64,
+    /// Adam in single precision: it reads the parameters, the gradient and both moments, and writes
+    /// all but the gradient, 28 bytes a parameter.
+    pub optimizer: u64,
+    /// Images and what layers hand to each other, and their gradients: a pass reads what it needs
+    /// once, and writes what it makes once. Norms and activations are taken to be free.
+    pub activations: u64,
+}
+
+impl Traffic {
+    /// All together.
+    pub fn total(self) -> u64 {
+        self.weights + self.optimizer + self.activations
+    }
+}
+
+/// What a worker moves in a step that hosts so many replicas.
+pub fn traffic(model: &Model, train: &Train, hosted: u32) -> Traffic {
+    let (g, d) = (Architecture::generator(model), discriminator(model));
+    let judgements = match train.update {
+        Update::Alternating => 3,
+        Update::Simultaneous => 2,
+    };
+    let element = match train.precision {
+        Precision::F32 | Precision::Tf32 => 4,
+        Precision::Bf16 => 2,
+    };
+    let (of_g, of_d) = (g.len() as u64, d.len() as u64);
+    // Read by each forward pass; read by each backward pass, and written by those to the weights.
+    let weights = of_g * (1 + 2) + of_d * (judgements + 2 * 2 + 1);
+    // A forward pass reads its inputs and writes its outputs. Backward, a layer reads its output's
+    // gradient, writes its input's (but for a first layer whose input nobody asks for), and reads
+    // its input for its weight's.
+    let forward = |network: &Architecture| sum(network, |layer| input(layer) + output(layer));
+    let through = |network: &Architecture| sum(network, |layer| output(layer) + input(layer));
+    let to_weights = |network: &Architecture| {
+        sum(network, |layer| output(layer) + 2 * input(layer)) - first(network, input)
+    };
+    let image =
+        forward(&g) + judgements * forward(&d) + 2 * to_weights(&d) + through(&d) + to_weights(&g);
+    Traffic {
+        weights: element * u64::from(hosted) * weights,
+        optimizer: 28 * (of_g + of_d),
+        activations: element * u64::from(hosted) * u64::from(train.batch) * image,
+    }
+}
+
+fn sum(network: &Architecture, of: impl Fn(&Convolution) -> u64) -> u64 {
+    let stages = network.stages.iter();
+    stages.map(|stage| of(&stage.convolution)).sum()
+}
+
+fn input(layer: &Convolution) -> u64 {
+    (layer.inputs * layer.side_in * layer.side_in) as u64
+}
+
+fn output(layer: &Convolution) -> u64 {
+    (layer.outputs * layer.side_out * layer.side_out) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Job, parse};
+    use std::path::Path;
+
+    fn tiny() -> Job {
+        let text = "
+            job = { name = 'tiny' }
+            data = { uri = 'nowhere' }
+            train = { replicas = 2, batch = 3, steps = 1 }
+            model = { image_size = 32, channels = 1, latent = 5, generator_width = 2, discriminator_width = 3 }
+        ";
+        parse(text, "tiny", Path::new("."), &[]).unwrap()
+    }
+
+    /// Layer by layer, by hand: 2 · inputs · outputs · 16 · positions.
+    #[test]
+    fn the_operations_are_those_counted_by_hand() {
+        let g: [u64; 4] = [
+            2 * 5 * 8 * 16, // 1×1 to 4×4
+            2 * 8 * 4 * 16 * 16,
+            2 * 4 * 2 * 16 * 64,
+            2 * 2 * 16 * 256,
+        ];
+        let d: [u64; 4] = [
+            2 * 3 * 16 * 256, // 32×32 to 16×16
+            2 * 3 * 6 * 16 * 64,
+            2 * 6 * 12 * 16 * 16,
+            2 * 12 * 16,
+        ];
+        let (of_g, of_d): (u64, u64) = (g.iter().sum(), d.iter().sum());
+        assert_eq!((of_g, of_d), (50_432, 98_688));
+        let backward = 2 * (2 * of_d - d[0]) + of_d + (2 * of_g - g[0]);
+        assert_eq!(backward, 543_872);
+        let model = tiny().model;
+        let alternating = step(&model, Update::Alternating);
+        assert_eq!(alternating.forward, of_g + 3 * of_d);
+        assert_eq!(alternating.backward, backward);
+        let simultaneous = step(&model, Update::Simultaneous);
+        assert_eq!(simultaneous.forward, of_g + 2 * of_d);
+        assert_eq!(simultaneous.backward, backward);
+        assert_eq!(step_flops(&model, Update::Alternating), 346_496 + 543_872);
+    }
+
+    /// What `torch.utils.flop_counter.FlopCounterMode` counts in PyTorch's example for one image of
+    /// 64×64, width 64, when D's weights don't ask for their gradients in G's step.
+    #[test]
+    fn the_operations_are_those_that_pytorch_counts() {
+        let model = Model::default();
+        assert_eq!(step_flops(&model, Update::Alternating), 2_274_623_488);
+        assert_eq!(step_flops(&model, Update::Simultaneous), 2_066_989_056);
+    }
+
+    #[test]
+    fn the_bytes_are_those_counted_by_hand() {
+        let Job {
+            model, mut train, ..
+        } = tiny();
+        // Numbers that the layers of one image take and give.
+        let (g_in, g_out): (u64, u64) = (
+            5 + 8 * 16 + 4 * 64 + 2 * 256,
+            8 * 16 + 4 * 64 + 2 * 256 + 1024,
+        );
+        let (d_in, d_out): (u64, u64) = (
+            1024 + 3 * 256 + 6 * 64 + 12 * 16,
+            3 * 256 + 6 * 64 + 12 * 16 + 1,
+        );
+        let forward = g_in + g_out + 3 * (d_in + d_out);
+        let backward = 2 * (d_out + 2 * d_in - 1024) + (d_out + d_in) + (g_out + 2 * g_in - 5);
+        let of_g: u64 = 5 * 8 * 16 + 8 * 4 * 16 + 4 * 2 * 16 + 2 * 16 + 2 * (8 + 4 + 2);
+        let of_d: u64 = 3 * 16 + 3 * 6 * 16 + 6 * 12 * 16 + 12 * 16 + 2 * (6 + 12);
+        let expected = |element: u64| Traffic {
+            weights: element * 2 * (of_g * 3 + of_d * 8),
+            optimizer: 28 * (of_g + of_d),
+            activations: element * 2 * 3 * (forward + backward),
+        };
+        assert_eq!(traffic(&model, &train, 2), expected(4));
+        train.precision = Precision::Bf16;
+        assert_eq!(traffic(&model, &train, 2), expected(2));
+        train.update = Update::Simultaneous;
+        let saved = expected(2).total() - traffic(&model, &train, 2).total();
+        assert_eq!(saved, 2 * 2 * (of_d + 3 * (d_in + d_out)));
+    }
+}

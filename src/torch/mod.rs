@@ -4,15 +4,20 @@
 //! and nothing of networks, games or jobs.
 
 mod device;
+mod driver;
 mod generator;
 mod host;
 mod memory;
+mod stream;
 mod sys;
 
-pub use device::{DeviceDescription, device_description, load_cuda};
+pub(crate) use device::loader_says;
+pub use device::{DeviceDescription, device_description, load_cuda, why_no_cuda};
+pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;
 pub use host::HostVector;
 pub use memory::peak_memory;
+pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,7 @@
 //! `gan-worker`'s command line.
 
 use super::bench::Bench;
+use super::devices::Devices;
 use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
@@ -32,6 +33,12 @@ pub struct Cli {
 enum Command {
     /// Take part in a job until it is over.
     Train(Train),
+    /// List what there is to compute on and to communicate with, and why something is missing.
+    Devices {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Draw a grid of images from a checkpoint's generator.
     Sample(Sample),
     /// Print a checkpoint's manifest, after verifying it.
@@ -115,6 +122,7 @@ impl Cli {
         let format = self.log_format;
         let result = match self.command {
             Command::Train(train) => train.run(format),
+            Command::Devices { json } => devices(json),
             Command::Sample(sample) => sample.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Bench(bench) => bench.run(format),
@@ -166,6 +174,15 @@ impl Train {
 pub(super) fn cores(named: Option<u32>) -> u32 {
     let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
     named.unwrap_or_else(all).max(1)
+}
+
+fn devices(json: bool) -> Result<ExitCode, Failure> {
+    let devices = Devices::found();
+    if !json {
+        return print(&devices.to_string());
+    }
+    let devices = serde_json::to_string_pretty(&devices).map_err(Failure::failed)?;
+    print(&format!("{devices}\n"))
 }
 
 /// The device that a person named, if it is there.

@@ -10,6 +10,7 @@
 mod bench;
 pub mod cli;
 mod client;
+mod devices;
 mod failure;
 mod hearing;
 mod history;

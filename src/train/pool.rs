@@ -237,7 +237,7 @@ fn perform(game: &Game, kept: &mut Option<Fakes>, task: Task) -> Result<(), Torc
                     *kept = Some(game.discriminate(&weights, &inputs, vectors)?);
                     Ok(())
                 }
-                Update::Simultaneous => game.both(&weights, &inputs, &vectors),
+                Update::Simultaneous => game.both(&weights, &inputs, vectors),
             }
         }
         Task::Finish { discriminator } => match fakes {

@@ -74,6 +74,17 @@ pub(super) struct Fakes {
     vector: Tensor,
 }
 
+/// What a replica keeps between the two halves of a simultaneous step: G's cost, with the graph
+/// that made it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    cost: Tensor,
+    /// G's parameters in that graph.
+    leaves: Vec<Tensor>,
+    /// G's vector.
+    vector: Tensor,
+}
+
 impl Game {
     pub(super) fn new(job: &Job, device: Device) -> Self {
         let model = &job.model;
@@ -145,24 +156,50 @@ impl Game {
         &self,
         weights: &Weights,
         inputs: &Inputs,
-        vectors: &Vectors,
+        vectors: Vectors,
     ) -> Result<(), TorchError> {
-        let (generated, real, faked) = self.clear(vectors)?;
+        let answer = self.oppose(weights, inputs, vectors)?;
+        self.respond(answer)
+    }
+
+    /// The first half of a simultaneous step: fills D's vector, and the part of G's that tells of
+    /// the fakes.
+    pub(super) fn oppose(
+        &self,
+        weights: &Weights,
+        inputs: &Inputs,
+        vectors: Vectors,
+    ) -> Result<Answer, TorchError> {
+        let (generated, real, faked) = self.clear(&vectors)?;
+        // Not where they travel from: D's vector is written, and may be on its way, before the
+        // gradient passes through this look for the second time.
+        let look = faked.f_zeros_like()?;
         let generator = Network::trainable(&self.generator, &weights.generator)?;
         let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
         let x = images(&inputs.pixels)?;
 
         let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
         let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
-        let on_fake = discriminator.forward(&fake, Statistics::Batch(&faked))?;
+        let on_fake = discriminator.forward(&fake, Statistics::Batch(&look))?;
         let j_d = self.objective.discriminator(&on_real, &on_fake)?;
         let j_g = self.objective.generator(&on_fake)?;
-        // Each computes what it is asked for: J_D's stops at D's weights, J_G's passes them by.
+        // It computes what it is asked for: J_D's gradient stops at D's weights.
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
-        let d_g = Tensor::f_run_backward(&[&j_g], generator.leaves(), false, false)?;
 
+        part(&vectors.discriminator, &self.discriminator_layout.fake)?.f_copy_(&look)?;
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
-        self.write_generator(&vectors.generator, &d_g, &j_g)
+        Ok(Answer {
+            cost: j_g,
+            leaves: generator.into_leaves(),
+            vector: vectors.generator,
+        })
+    }
+
+    /// The second half of a simultaneous step: fills the rest of G's vector. J_G's gradient passes
+    /// D's weights by.
+    pub(super) fn respond(&self, answer: Answer) -> Result<(), TorchError> {
+        let d_g = Tensor::f_run_backward(&[&answer.cost], &answer.leaves, false, false)?;
+        self.write_generator(&answer.vector, &d_g, &answer.cost)
     }
 
     /// A batch's images and latents, brought to the device.

@@ -27,11 +27,13 @@ fn protocol() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Compiles `src/torch/shim.cpp` against the headers of the libtorch that torch-sys found, and
+/// Compiles the C++ files of `src/torch` against the headers of the libtorch that torch-sys found, and
 /// writes where that libtorch lies into the binaries, so that they run without LD_LIBRARY_PATH.
 #[cfg(feature = "torch")]
 fn shim() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed=src/torch/shim.cpp");
+    for file in ["shim.cpp", "streams.cpp", "guarded.h"] {
+        println!("cargo:rerun-if-changed=src/torch/{file}");
+    }
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
     let root = std::path::Path::new(&lib)
         .parent()
@@ -46,6 +48,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file("src/torch/shim.cpp")
+        .file("src/torch/streams.cpp")
         .compile("ganglion_shim");
     println!("cargo:rustc-link-search=native={lib}");
     // A binary that was copied beside a `lib` folder finds its libtorch there first.

@@ -6,11 +6,13 @@
 mod device;
 mod generator;
 mod host;
+mod stream;
 mod sys;
 
 pub use device::{DeviceDescription, device_description, load_cuda};
 pub use generator::Generator;
 pub use host::HostVector;
+pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -5,6 +5,8 @@
 // gan_last_error(), which belongs to the calling thread. Tensors come in as tch's `C_tensor`, which
 // is an at::Tensor; a tensor that goes out is owned by the caller. No CUDA header is needed.
 
+#include "guarded.h"
+
 #include <ATen/ATen.h>
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Version.h>
@@ -20,22 +22,8 @@
 #include <cpuid.h>
 #endif
 
-static thread_local std::string last_error;
-
-// Runs `body` and returns what it returns; an exception becomes `failure`.
-template <typename Result, typename Body>
-static Result guarded(Result failure, Body body) noexcept {
-  try {
-    return body();
-  } catch (const c10::Error& error) {
-    try { last_error = error.what_without_backtrace(); } catch (...) {}
-  } catch (const std::exception& error) {
-    try { last_error = error.what(); } catch (...) {}
-  } catch (...) {
-    try { last_error = "an exception of unknown type"; } catch (...) {}
-  }
-  return failure;
-}
+using gan::guarded;
+using gan::last_error;
 
 extern "C" {
 

@@ -1,4 +1,4 @@
-//! The shim's functions as C has them; `shim.cpp` says what each does.
+//! The shim's functions as C has them; `shim.cpp` and `streams.cpp` say what each does.
 
 use std::ffi::{c_char, c_double, c_int, c_void};
 use torch_sys::C_tensor;
@@ -31,4 +31,36 @@ unsafe extern "C" {
     pub(super) fn gan_is_sole_owner(tensor: *const C_tensor) -> c_int;
     pub(super) fn gan_libtorch_version() -> *const c_char;
     pub(super) fn gan_processor() -> *const c_char;
+}
+
+// streams.cpp
+unsafe extern "C" {
+    pub(super) fn gan_stream_current(cuda: c_int, id: *mut i64) -> c_int;
+    pub(super) fn gan_stream_from_pool(cuda: c_int, high: c_int, id: *mut i64) -> c_int;
+    pub(super) fn gan_stream_native(cuda: c_int, id: i64, native: *mut *mut c_void) -> c_int;
+    pub(super) fn gan_stream_enter(
+        cuda: c_int,
+        id: i64,
+        previous_stream: *mut i64,
+        previous_device: *mut c_int,
+    ) -> c_int;
+    pub(super) fn gan_stream_leave(
+        cuda: c_int,
+        previous_stream: i64,
+        previous_device: c_int,
+    ) -> c_int;
+    pub(super) fn gan_stream_query(cuda: c_int, id: i64) -> c_int;
+    pub(super) fn gan_record_stream(tensor: *const C_tensor, cuda: c_int, id: i64) -> c_int;
+    pub(super) fn gan_event_new(timing: c_int) -> *mut c_void;
+    pub(super) fn gan_event_free(event: *mut c_void);
+    pub(super) fn gan_event_record(event: *mut c_void, cuda: c_int, id: i64) -> c_int;
+    pub(super) fn gan_event_block(event: *const c_void, cuda: c_int, id: i64) -> c_int;
+    pub(super) fn gan_event_query(event: *const c_void) -> c_int;
+    pub(super) fn gan_event_elapsed(
+        first: *const c_void,
+        second: *const c_void,
+        milliseconds: *mut c_double,
+    ) -> c_int;
+    pub(super) fn gan_copy_async(into: *const C_tensor, from: *const C_tensor) -> c_int;
+    pub(super) fn gan_pin_memory(tensor: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
 }

@@ -299,6 +299,7 @@ def abort_latency(check: Check) -> str:
 
 
 def world_sizes(counts: List[int], *settings: str) -> Callable[[Check], str]:
+    """The same bits for so many workers, and others than without the settings."""
     def row(check: Check) -> str:
         digests = {}
         for workers in counts:
@@ -307,7 +308,10 @@ def world_sizes(counts: List[int], *settings: str) -> Callable[[Check], str]:
             if workers > 1:
                 job.on_nccl()
             digests[f"{workers} worker{'s' if workers > 1 else ''}"] = job.digest()
-        return same(digests)
+        told = same(digests)
+        if settings:
+            require(check.digest([]) not in digests.values(), f"{', '.join(settings)} has no effect")
+        return told
     return row
 
 

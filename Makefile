@@ -10,7 +10,7 @@ GOLDENS := $(wildcard tests/golden*/*.py)
 unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBTORCH_CXX11_ABI
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak bench-compare goldens clean-demo
+.PHONY: help setup demo test lint bench soak bench-compare gpu-check goldens clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -58,6 +58,11 @@ soak: setup ## a job under random faults for MINUTES (default 10), and whether a
 bench-compare: setup ## Ganglion against PyTorch on this machine (OPTIONS="--pairs 9 --cases tuned")
 	$(CARGO) build --release --locked
 	"$$(benches/compare/python.sh)" benches/compare/compare.py $(OPTIONS)
+
+# A Python that imports PyTorch has the libtorch for GPUs too: `make setup` links it.
+gpu-check: setup ## all that needs a GPU, row by row, on this machine (OPTIONS="--rows devices,nccl")
+	$(CARGO) build --release --locked
+	PYTHON=$$(benches/compare/python.sh) deploy/gpu-check.sh $(OPTIONS)
 
 goldens: ## compute the golden files that tests compare with, anew, with PyTorch
 	@test -n "$(GOLDENS)" || { echo "no script makes goldens: tests/golden*/*.py" >&2; exit 1; }

@@ -230,13 +230,16 @@ fn perform(game: &Game, kept: &mut Option<Fakes>, task: Task) -> Result<(), Torc
             weights,
             batch,
             vectors,
-        } => match game.update {
-            Update::Alternating => {
-                *kept = Some(game.discriminate(&weights, &batch, vectors)?);
-                Ok(())
+        } => {
+            let inputs = game.inputs(&batch)?;
+            match game.update {
+                Update::Alternating => {
+                    *kept = Some(game.discriminate(&weights, &inputs, vectors)?);
+                    Ok(())
+                }
+                Update::Simultaneous => game.both(&weights, &inputs, vectors),
             }
-            Update::Simultaneous => game.both(&weights, &batch, &vectors),
-        },
+        }
         Task::Finish { discriminator } => match fakes {
             Some(fakes) => game.deceive(fakes, &discriminator),
             None => Err(TorchError::Panic {

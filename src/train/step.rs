@@ -1,10 +1,12 @@
 //! One replica's mathematics in one step: from images and weights to the vectors that travel.
 //!
-//! Nothing here changes the state, knows how many replicas there are, or waits for anybody.
+//! Nothing here changes the state, knows how many replicas there are, where batches come from, or
+//! waits for anybody.
 
 use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
 use crate::config::{Job, Update};
 use crate::data::Batch;
+use crate::ids::{ReplicaId, Step};
 use crate::model::{Architecture, Latents, Network, Statistics, view};
 use crate::objective::{self, Objective};
 use crate::random::{Domain, Key};
@@ -44,6 +46,16 @@ impl Weights {
     }
 }
 
+/// What a replica computes on in one step, on the device. On a GPU this may be memory that is filled
+/// anew for every step.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    /// Bytes, 0 is black: `[b, c, s, s]`.
+    pub(super) pixels: Tensor,
+    /// `[b, z, 1, 1]`.
+    pub(super) latents: Tensor,
+}
+
 /// A replica's two vectors, to be written.
 #[derive(Debug)]
 pub(super) struct Vectors {
@@ -56,6 +68,17 @@ pub(super) struct Vectors {
 #[derive(Debug)]
 pub(super) struct Fakes {
     images: Tensor,
+    /// G's parameters in that graph.
+    leaves: Vec<Tensor>,
+    /// G's vector.
+    vector: Tensor,
+}
+
+/// What a replica keeps between the two halves of a simultaneous step: G's cost, with the graph
+/// that made it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    cost: Tensor,
     /// G's parameters in that graph.
     leaves: Vec<Tensor>,
     /// G's vector.
@@ -92,16 +115,15 @@ impl Game {
     pub(super) fn discriminate(
         &self,
         weights: &Weights,
-        batch: &Batch,
+        inputs: &Inputs,
         vectors: Vectors,
     ) -> Result<Fakes, TorchError> {
         let (generated, real, faked) = self.clear(&vectors)?;
         let generator = Network::trainable(&self.generator, &weights.generator)?;
         let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
-        let x = self.images(batch)?;
-        let z = self.latents(batch)?;
+        let x = images(&inputs.pixels)?;
 
-        let fake = generator.forward(&z, Statistics::Batch(&generated))?;
+        let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
         // Real images and fakes are minibatches of their own for batch norm.
         let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
         let on_fake = discriminator.forward(&fake.f_detach()?, Statistics::Batch(&faked))?;
@@ -133,42 +155,68 @@ impl Game {
     pub(super) fn both(
         &self,
         weights: &Weights,
-        batch: &Batch,
-        vectors: &Vectors,
+        inputs: &Inputs,
+        vectors: Vectors,
     ) -> Result<(), TorchError> {
-        let (generated, real, faked) = self.clear(vectors)?;
-        let generator = Network::trainable(&self.generator, &weights.generator)?;
-        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
-        let x = self.images(batch)?;
-        let z = self.latents(batch)?;
-
-        let fake = generator.forward(&z, Statistics::Batch(&generated))?;
-        let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
-        let on_fake = discriminator.forward(&fake, Statistics::Batch(&faked))?;
-        let j_d = self.objective.discriminator(&on_real, &on_fake)?;
-        let j_g = self.objective.generator(&on_fake)?;
-        // Each computes what it is asked for: J_D's stops at D's weights, J_G's passes them by.
-        let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
-        let d_g = Tensor::f_run_backward(&[&j_g], generator.leaves(), false, false)?;
-
-        self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
-        self.write_generator(&vectors.generator, &d_g, &j_g)
+        let answer = self.oppose(weights, inputs, vectors)?;
+        self.respond(answer)
     }
 
-    /// Pixels 0 … 255 to -1 … 1, channels-last as all activations are.
-    fn images(&self, batch: &Batch) -> Result<Tensor, TorchError> {
+    /// The first half of a simultaneous step: fills D's vector, and the part of G's that tells of
+    /// the fakes.
+    pub(super) fn oppose(
+        &self,
+        weights: &Weights,
+        inputs: &Inputs,
+        vectors: Vectors,
+    ) -> Result<Answer, TorchError> {
+        let (generated, real, faked) = self.clear(&vectors)?;
+        // Not where they travel from: D's vector is written, and may be on its way, before the
+        // gradient passes through this look for the second time.
+        let look = faked.f_zeros_like()?;
+        let generator = Network::trainable(&self.generator, &weights.generator)?;
+        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
+        let x = images(&inputs.pixels)?;
+
+        let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
+        let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
+        let on_fake = discriminator.forward(&fake, Statistics::Batch(&look))?;
+        let j_d = self.objective.discriminator(&on_real, &on_fake)?;
+        let j_g = self.objective.generator(&on_fake)?;
+        // It computes what it is asked for: J_D's gradient stops at D's weights.
+        let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
+
+        part(&vectors.discriminator, &self.discriminator_layout.fake)?.f_copy_(&look)?;
+        self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        Ok(Answer {
+            cost: j_g,
+            leaves: generator.into_leaves(),
+            vector: vectors.generator,
+        })
+    }
+
+    /// The second half of a simultaneous step: fills the rest of G's vector. J_G's gradient passes
+    /// D's weights by.
+    pub(super) fn respond(&self, answer: Answer) -> Result<(), TorchError> {
+        let d_g = Tensor::f_run_backward(&[&answer.cost], &answer.leaves, false, false)?;
+        self.write_generator(&answer.vector, &d_g, &answer.cost)
+    }
+
+    /// A batch's images and latents, brought to the device.
+    pub(super) fn inputs(&self, batch: &Batch) -> Result<Inputs, TorchError> {
         let pixels = Tensor::f_from_data_size(&batch.pixels, &self.images, Kind::Uint8)?;
-        Ok(channels_last(&pixels.f_to_device(self.device)?)?
-            .f_to_kind(Kind::Float)?
-            .f_divide_scalar_(127.5)?
-            .f_sub_scalar_(1.0)?)
+        Ok(Inputs {
+            pixels: pixels.f_to_device(self.device)?,
+            latents: self
+                .latents(batch.step, batch.replica)?
+                .to_tensor(self.device)?,
+        })
     }
 
     /// The replica's latents: of this step, whoever computes it and however often.
-    fn latents(&self, batch: &Batch) -> Result<Tensor, TorchError> {
-        let numbers = [self.seed, batch.step.0, u64::from(batch.replica.0)];
-        let key = Key::new(Domain::Latents, &numbers);
-        Latents::draw(key, self.images[0] as usize, self.latent)?.to_tensor(self.device)
+    pub(super) fn latents(&self, step: Step, replica: ReplicaId) -> Result<Latents, TorchError> {
+        let key = Key::new(Domain::Latents, &[self.seed, step.0, u64::from(replica.0)]);
+        Latents::draw(key, self.images[0] as usize, self.latent)
     }
 
     /// The places of the statistics of G(z), D(real) and D(fake), zeroed, as those of a second D's
@@ -214,6 +262,14 @@ impl Game {
         write_gradients(&self.generator, vector, gradients)?;
         write_scalar(vector, self.generator_layout.loss, loss)
     }
+}
+
+/// Pixels 0 … 255 to -1 … 1, channels-last as all activations are.
+fn images(pixels: &Tensor) -> Result<Tensor, TorchError> {
+    Ok(channels_last(pixels)?
+        .f_to_kind(Kind::Float)?
+        .f_divide_scalar_(127.5)?
+        .f_sub_scalar_(1.0)?)
 }
 
 /// The gradients begin every vector, in the order of the flat parameters.

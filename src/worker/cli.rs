@@ -170,6 +170,12 @@ impl Train {
     }
 }
 
+/// The cores that a person named, or all that there are.
+pub(super) fn cores(named: Option<u32>) -> u32 {
+    let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+    named.unwrap_or_else(all).max(1)
+}
+
 fn devices(json: bool) -> Result<ExitCode, Failure> {
     let devices = Devices::found();
     if !json {
@@ -177,12 +183,6 @@ fn devices(json: bool) -> Result<ExitCode, Failure> {
     }
     let devices = serde_json::to_string_pretty(&devices).map_err(Failure::failed)?;
     print(&format!("{devices}\n"))
-}
-
-/// The cores that a person named, or all that there are.
-pub(super) fn cores(named: Option<u32>) -> u32 {
-    let all = || std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    named.unwrap_or_else(all).max(1)
 }
 
 /// The device that a person named, if it is there.

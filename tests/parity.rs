@@ -155,7 +155,7 @@ fn train(job: &Job, inputs: &Golden) -> (Vec<StepReport>, Snapshot, Snapshot) {
                 step: Step(step),
                 epoch: Epoch(0),
                 replica: ReplicaId(replica),
-                pixels: pixels(inputs, replica, step),
+                pixels: pixels(inputs, replica, step).into(),
                 labels: None,
             })
             .collect();

@@ -53,7 +53,7 @@ fn batch(job: &Job, step: u64, replica: u32) -> Batch {
         step: Step(step),
         epoch: Epoch(0),
         replica: ReplicaId(replica),
-        pixels: (0..len).map(|_| stream.below(256) as u8).collect(),
+        pixels: Pixels::Bytes((0..len).map(|_| stream.below(256) as u8).collect()),
         labels: None,
     }
 }
@@ -76,7 +76,8 @@ fn advance(
         .replicas()
         .map(|replica| batch(&trainer.job, trainer.step().0, replica))
         .collect();
-    trainer.advance(batches, collective, Flags::default())
+    let report = trainer.advance(batches, collective, Flags::default())?;
+    Ok(report.expect("in host memory a step is over when the call returns"))
 }
 
 fn train(trainer: &mut Trainer, steps: usize) -> Snapshot {
@@ -156,7 +157,9 @@ fn train_together(
                             .clone()
                             .map(|replica| batch(job, trainer.step().0, replica))
                             .collect();
-                        last = trainer.advance(batches, &mut collective, flags(rank)).ok();
+                        last = trainer
+                            .advance(batches, &mut collective, flags(rank))
+                            .unwrap();
                     }
                     (trainer.snapshot().unwrap(), last.unwrap())
                 })

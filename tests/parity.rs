@@ -162,7 +162,8 @@ fn train(job: &Job, inputs: &Golden) -> (Vec<StepReport>, Snapshot, Snapshot) {
         reports.push(
             trainer
                 .advance(batches, &mut collective, Flags::default())
-                .unwrap(),
+                .unwrap()
+                .expect("in host memory a step is over when the call returns"),
         );
         if step == 0 {
             first = Some(trainer.snapshot().unwrap());

@@ -1,11 +1,13 @@
 //! The invariants of a step, on networks small enough to train in a moment.
 
+mod ahead;
 mod copying;
 mod exactness;
 mod faults;
 mod step;
 
-use super::step::Vectors;
+use super::layout::part;
+use super::step::{Vectors, Weights};
 use super::*;
 use crate::checkpoint::TensorData;
 use crate::collective::{CollectiveError, InProcess};
@@ -13,6 +15,7 @@ use crate::config::{Objective, parse};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId};
 use crate::objective;
 use crate::random::{Domain, Key};
+use crate::torch::TorchError;
 use std::path::Path;
 use std::time::Duration;
 use tch::Tensor;

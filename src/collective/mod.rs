@@ -159,5 +159,6 @@ pub trait OnDevice {
     ///
     /// # Errors
     /// As [`Collective::copy`], and [`CollectiveError::Vectors`] if the vector doesn't fit.
+    /// Holders' vectors are never written.
     fn copy(&mut self, holders: &[Rank], vector: &tch::Tensor) -> Result<(), CollectiveError>;
 }

@@ -7,7 +7,7 @@ use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next};
 use crate::ids::{Epoch, ReplicaId, Step};
 use crate::plan::Plan;
 use crate::random::{Domain, Key};
-use crate::train::{Setup, Trainer};
+use crate::train::{Setup, StepReport, Trainer};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -65,14 +65,15 @@ impl Course {
         }
         runner.rest()?;
         let began = now();
-        let steps = (0..steps)
-            .map(|_| runner.step())
-            .collect::<Result<Vec<_>, _>>()?;
-        runner.rest()?;
+        let mut timed = Vec::new();
+        for _ in 0..steps {
+            timed.extend(runner.step()?);
+        }
+        timed.extend(runner.rest()?);
         Ok(Self {
             building,
             first,
-            steps,
+            steps: timed,
             elapsed: began.elapsed(),
         })
     }
@@ -104,8 +105,8 @@ impl Runner {
         })
     }
 
-    /// One step. This alone knows what the trainer tells of it.
-    fn step(&mut self) -> Result<Phases, BenchError> {
+    /// One step. On a device the trainer tells of the one before, if one was under way.
+    fn step(&mut self) -> Result<Option<Phases>, BenchError> {
         let began = now();
         let batches = self.feed.next(self.from)?;
         let data = began.elapsed();
@@ -113,17 +114,24 @@ impl Runner {
             .trainer
             .advance(batches, &mut *self.collective, Flags::default())?;
         self.from = self.from.next();
-        Ok(Phases {
-            data,
-            compute: report.compute,
-            reduce: report.reduce,
-            whole: began.elapsed(),
-        })
+        Ok(report.map(|report| phases(&report, data, began.elapsed())))
     }
 
-    /// Waits until all that was begun is done.
-    fn rest(&mut self) -> Result<(), BenchError> {
-        Ok(())
+    /// Waits until all that was begun is done, and tells of it.
+    fn rest(&mut self) -> Result<Option<Phases>, BenchError> {
+        let began = now();
+        let report = self.trainer.settle(&mut *self.collective)?;
+        Ok(report.map(|report| phases(&report, Duration::ZERO, began.elapsed())))
+    }
+}
+
+/// This alone knows what the trainer tells of a step.
+fn phases(report: &StepReport, data: Duration, whole: Duration) -> Phases {
+    Phases {
+        data,
+        compute: report.compute,
+        reduce: report.reduce,
+        whole,
     }
 }
 
@@ -179,6 +187,7 @@ impl Feed {
                 replicas: 0..train.replicas,
                 start: Step(0),
                 prefetch: PREFETCH,
+                places: false,
             },
         )?;
         let mut feed = Self::Data {
@@ -213,7 +222,8 @@ impl Feed {
                     epoch: Epoch(0),
                     replica: ReplicaId(replica),
                     pixels: batches[((step.0 as u32).wrapping_add(replica) % NOISES) as usize]
-                        .clone(),
+                        .clone()
+                        .into(),
                     labels: None,
                 };
                 Ok((0..*replicas).map(of).collect())
@@ -248,7 +258,15 @@ fn now() -> Instant {
 mod tests {
     use super::*;
     use crate::config::parse;
+    use crate::data::Pixels;
     use std::path::Path;
+
+    fn bytes(batch: &Batch) -> &[u8] {
+        match &batch.pixels {
+            Pixels::Bytes(bytes) => bytes,
+            Pixels::Places(_) => panic!("noise has no place in a data set"),
+        }
+    }
 
     #[test]
     fn noise_has_the_shape_of_the_jobs_batches_and_repeats() {
@@ -264,12 +282,12 @@ mod tests {
         assert_eq!(first.len(), 3);
         for (batch, replica) in first.iter().zip(0..) {
             assert_eq!(batch.replica, ReplicaId(replica));
-            assert_eq!(batch.pixels.len(), 2 * 32 * 32);
+            assert_eq!(bytes(batch).len(), 2 * 32 * 32);
         }
-        assert_ne!(first[0].pixels, first[1].pixels);
-        assert_ne!(first[0].pixels, feed.next(Step(1)).unwrap()[0].pixels);
+        assert_ne!(bytes(&first[0]), bytes(&first[1]));
+        assert_ne!(bytes(&first[0]), bytes(&feed.next(Step(1)).unwrap()[0]));
         let again = feed.next(Step(u64::from(NOISES))).unwrap();
-        assert_eq!(first[2].pixels, again[2].pixels);
+        assert_eq!(bytes(&first[2]), bytes(&again[2]));
         assert_eq!(again[2].step, Step(u64::from(NOISES)));
     }
 

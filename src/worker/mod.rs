@@ -20,9 +20,11 @@ mod orders;
 mod outbox;
 mod parts;
 mod pulse;
+mod rejoin;
 mod run;
 mod saving;
 mod training;
+mod transport;
 mod wire;
 
 use crate::collective::{CollectiveError, Listener};

@@ -50,7 +50,7 @@ fn step(criterion: &mut Criterion) {
                         step: trainer.step(),
                         epoch: Epoch(0),
                         replica: ReplicaId(replica),
-                        pixels: pixels.clone(),
+                        pixels: pixels.clone().into(),
                         labels: None,
                     })
                     .collect();

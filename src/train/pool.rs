@@ -22,6 +22,8 @@ enum Task {
     Begin {
         weights: Weights,
         batch: Batch,
+        /// The data set, if it lies on the device.
+        cache: Option<Tensor>,
         vectors: Vectors,
     },
     /// The second half, against this D.
@@ -145,10 +147,12 @@ impl Pool {
         &self,
         weights: &Weights,
         work: Vec<(Batch, Vectors)>,
+        cache: Option<&Tensor>,
     ) -> Result<(), TrainError> {
         self.run(work.into_iter().map(|(batch, vectors)| Task::Begin {
             weights: weights.share(),
             batch,
+            cache: cache.map(Tensor::shallow_clone),
             vectors,
         }))
     }
@@ -229,9 +233,10 @@ fn perform(game: &Game, kept: &mut Option<Fakes>, task: Task) -> Result<(), Torc
         Task::Begin {
             weights,
             batch,
+            cache,
             vectors,
         } => {
-            let inputs = game.inputs(&batch)?;
+            let inputs = game.inputs(&batch, cache.as_ref())?;
             match game.update {
                 Update::Alternating => {
                     *kept = Some(game.discriminate(&weights, &inputs, vectors)?);

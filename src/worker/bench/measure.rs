@@ -1,10 +1,13 @@
 //! The steps that are measured.
 
+use super::super::transport::Transport;
 use super::BenchError;
-use crate::collective::{Collective, Flags, InProcess};
+use crate::collective::{
+    Abort, Collective, CollectiveError, Deadlines, Flags, Group, GroupPeer, Listener,
+};
 use crate::config::Job;
 use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next};
-use crate::ids::{Epoch, ReplicaId, Step};
+use crate::ids::{Epoch, Generation, Rank, ReplicaId, Step};
 use crate::plan::Plan;
 use crate::random::{Domain, Key};
 use crate::train::{Setup, StepReport, Trainer};
@@ -100,7 +103,7 @@ impl Runner {
         Ok(Self {
             from: trainer.step(),
             trainer,
-            collective: Box::new(InProcess::solo(replicas)?),
+            collective: alone(job, device)?,
             feed,
         })
     }
@@ -123,6 +126,29 @@ impl Runner {
         let report = self.trainer.settle(&mut *self.collective)?;
         Ok(report.map(|report| phases(&report, Duration::ZERO, began.elapsed())))
     }
+}
+
+/// The collective of a generation of one worker: on a GPU what is measured must go the way that a
+/// job's steps go.
+fn alone(job: &Job, device: Device) -> Result<Box<dyn Collective>, CollectiveError> {
+    let listener = Listener::bind("127.0.0.1:0")?;
+    let replicas = job.train.replicas;
+    let group = Group {
+        generation: Generation(1),
+        rank: Rank(0),
+        peers: vec![GroupPeer {
+            address: listener.local_addr().to_string(),
+            replicas: 0..replicas,
+        }],
+        replicas,
+        secret: [0; 32],
+    };
+    let deadlines = Deadlines {
+        connect: job.deadlines.form,
+        collective: job.deadlines.collective,
+    };
+    let reduction = job.train.reduction;
+    Transport::of(device).connect(&listener, &group, reduction, deadlines, &Abort::new())
 }
 
 /// This alone knows what the trainer tells of a step.

@@ -9,7 +9,7 @@ mod ceilings;
 mod measure;
 
 use super::cli;
-use crate::collective::GroupFault;
+use crate::collective::CollectiveError;
 use crate::command::{Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
 use crate::data::DataError;
@@ -69,7 +69,7 @@ enum BenchError {
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(transparent)]
-    Group(#[from] GroupFault),
+    Collective(#[from] CollectiveError),
 }
 
 impl From<BenchError> for Failure {

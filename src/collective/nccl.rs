@@ -221,6 +221,8 @@ impl Nccl {
         }
         for (index, vector) in hosted.iter().chain([mean]).enumerate() {
             check_vector(index, vector, self.device)?;
+        }
+        for (index, vector) in hosted.iter().enumerate() {
             if vector.numel() != mean.numel() {
                 return Err(VectorFault::Length {
                     index,

@@ -17,6 +17,8 @@ mod library;
 mod sys;
 
 pub use communicator::{Communicator, Group};
+#[cfg(test)]
+pub(crate) use library::stand_in;
 pub use library::{LIBRARY_VARIABLE, Library, UniqueId};
 
 use crate::torch::TorchError;

@@ -2,6 +2,7 @@
 
 use super::NcclError;
 use super::sys::{self, Code, Handle, Table};
+use crate::torch::loader_says;
 use libloading::os::unix::{Library as Loaded, RTLD_LOCAL, RTLD_NOW};
 use std::ffi::{CStr, CString, c_char};
 use std::fmt;
@@ -19,7 +20,7 @@ const OLDEST: i32 = 21_400;
 /// `RTLD_NOLOAD` of Linux's dlfcn.h: only what is loaded already.
 const RTLD_NOLOAD: std::ffi::c_int = 4;
 
-/// The loaded library. It is never unloaded while something of it is in use.
+/// The loaded library. It stays loaded to the end of the process.
 pub struct Library {
     pub(super) table: Table,
     version: i32,
@@ -66,13 +67,13 @@ impl Library {
         // SAFETY: NCCL's own library; its initialisers read the environment and do nothing else.
         let mut tried = match unsafe { Loaded::open(Some(SONAME), RTLD_NOW | RTLD_LOCAL) } {
             Ok(loaded) => return Self::of(loaded, soname),
-            Err(error) => error.to_string(),
+            Err(error) => loader_says(&error),
         };
         for path in beside_libtorch().into_iter().filter(|path| path.exists()) {
             // SAFETY: as above.
             match unsafe { Loaded::open(Some(&path), RTLD_NOW | RTLD_LOCAL) } {
                 Ok(loaded) => return Self::of(loaded, &path),
-                Err(error) => tried = format!("{tried}; {error}"),
+                Err(error) => tried = format!("{tried}; {}", loader_says(&error)),
             }
         }
         Err(NcclError::Missing { tried })
@@ -88,7 +89,7 @@ impl Library {
         let loaded = unsafe { Loaded::open(Some(path), RTLD_NOW | RTLD_LOCAL) };
         let loaded = loaded.map_err(|error| NcclError::Unloadable {
             path: path.to_owned(),
-            message: error.to_string(),
+            message: loader_says(&error),
         })?;
         Self::of(loaded, path)
     }

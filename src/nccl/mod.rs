@@ -12,11 +12,13 @@
 //! and known by one symbol that NCCL lacks; `Lane` has all that differs.
 
 mod communicator;
+mod descriptors;
 mod lane;
 mod library;
 mod sys;
 
 pub use communicator::{Communicator, Group};
+pub use descriptors::close_on_exec;
 #[cfg(test)]
 pub(crate) use library::stand_in;
 pub use library::{LIBRARY_VARIABLE, Library, UniqueId};

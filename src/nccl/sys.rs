@@ -5,6 +5,7 @@
 use super::NcclError;
 use libloading::os::unix::Library;
 use std::ffi::{c_char, c_int, c_void};
+use std::mem::ManuallyDrop;
 use std::path::Path;
 
 pub(super) type Code = c_int;
@@ -57,7 +58,9 @@ macro_rules! table {
         pub(super) struct Table {
             $(pub(super) $name: unsafe extern "C" fn($($argument),*) -> $result,)*
             $(pub(super) $extra: Option<unsafe extern "C" fn($($of_extra),*) -> $extra_result>,)*
-            _library: Library,
+            /// Never unloaded: NCCL has threads of its own, such as the one that waits for the ranks
+            /// of a unique id, and nobody can tell when they have ended.
+            _library: ManuallyDrop<Library>,
         }
 
         impl Table {
@@ -85,7 +88,7 @@ macro_rules! table {
                         .ok()
                         .map(|symbol| *symbol),
                     )*
-                    _library: library,
+                    _library: ManuallyDrop::new(library),
                 })
             }
         }

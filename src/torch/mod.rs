@@ -4,12 +4,15 @@
 //! and nothing of networks, games or jobs.
 
 mod device;
+mod driver;
 mod generator;
 mod host;
 mod stream;
 mod sys;
 
-pub use device::{DeviceDescription, device_description, load_cuda};
+pub(crate) use device::loader_says;
+pub use device::{DeviceDescription, device_description, load_cuda, why_no_cuda};
+pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;
 pub use host::HostVector;
 pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};

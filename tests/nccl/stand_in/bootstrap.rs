@@ -20,12 +20,13 @@ pub(super) struct UniqueId([u8; 128]);
 #[derive(Debug)]
 pub(super) enum Unformed {
     Aborted,
-    Failed(io::Error),
+    /// Whoever made the id is gone, or a rank is.
+    Failed,
 }
 
 impl From<io::Error> for Unformed {
-    fn from(error: io::Error) -> Self {
-        Unformed::Failed(error)
+    fn from(_: io::Error) -> Self {
+        Unformed::Failed
     }
 }
 

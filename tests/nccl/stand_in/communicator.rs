@@ -246,7 +246,7 @@ impl Communicator {
         let mesh = match id.join(self.rank, self.world, &stopped) {
             Ok(mesh) => mesh,
             Err(Unformed::Aborted) => return None,
-            Err(Unformed::Failed(_)) => {
+            Err(Unformed::Failed) => {
                 lock(&self.now).forming = false;
                 self.fail();
                 return None;

@@ -7,30 +7,14 @@ use super::super::group::GroupPeer;
 use super::super::in_process::InProcess;
 use super::super::listener::Listener;
 use super::*;
-use std::path::PathBuf;
+use crate::nccl::{Communicator, stand_in};
+use std::ops::Range;
 
 /// Short, for waits that are meant to fail.
 const BRIEF: Duration = Duration::from_millis(400);
 
 /// Anything that takes longer hangs.
 const BOUND: Duration = Duration::from_secs(15);
-
-fn library() -> Arc<Library> {
-    let mut path: PathBuf = std::env::current_exe().unwrap();
-    // target/<profile>/deps/<this test>
-    path.pop();
-    path.pop();
-    path.push("examples/libnccl_stand_in.so");
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo test` builds it, and so does \
-         `cargo build --example nccl_stand_in`",
-        path.display()
-    );
-    let library = Library::open(&path).unwrap();
-    assert!(library.is_stand_in());
-    library
-}
 
 struct Settings {
     reduction: Reduction,
@@ -55,7 +39,7 @@ impl Settings {
 type Formed = (Result<Nccl, CollectiveError>, Abort);
 
 fn try_form(ranges: &[Range<u32>], settings: &Settings) -> Vec<Formed> {
-    let library = library();
+    let library = stand_in();
     let doors: Vec<Listener> = ranges
         .iter()
         .map(|_| Listener::bind("127.0.0.1:0").unwrap())
@@ -218,7 +202,7 @@ fn two_reductions_at_a_time_give_the_bits_of_host_memory() {
 
 #[test]
 fn a_worker_that_is_alone_needs_no_communicator() {
-    let mut ranks = form_with(&[0..5], &Settings::new(PATIENT));
+    let mut ranks = form_with(std::slice::from_ref(&(0..5)), &Settings::new(PATIENT));
     let mut nccl = ranks.pop().unwrap();
     let mean = reduce(&mut nccl, 0..5, 1001).unwrap();
     assert_eq!(bits(&mean), expected(5, 1001));
@@ -321,7 +305,7 @@ fn tensors_that_do_not_fit_are_refused_before_anything_is_sent() {
 
 #[test]
 fn the_library_and_the_device_must_fit() {
-    let library = library();
+    let library = stand_in();
     let id = library.unique_id().unwrap();
     let error = Communicator::begin(&library, &id, 0, 1, Device::Cuda(0)).unwrap_err();
     assert!(matches!(error, NcclError::Device { .. }), "{error}");
@@ -422,6 +406,27 @@ fn a_rank_that_is_missing_when_nccl_initialises_is_an_error_at_the_deadline() {
         .map(|(rank, _)| rank.err().unwrap())
         .collect();
     all_failed_by::<NcclError>(&errors);
+}
+
+#[test]
+fn ranks_that_sum_otherwise_find_out() {
+    let exact = Settings::new(PATIENT);
+    let ranks = form_with(&[0..1, 1..2], &exact);
+    let outcomes = on_threads(ranks, |mut nccl, rank| {
+        if rank == 1 {
+            nccl.reduction = Reduction::Fast;
+        }
+        reduce(&mut nccl, rank..rank + 1, 1001).map(drop)
+    });
+    assert!(outcomes.iter().all(Result::is_err), "{outcomes:?}");
+    let texts = outcomes
+        .into_iter()
+        .map(|outcome| outcome.unwrap_err().to_string());
+    assert!(
+        texts
+            .into_iter()
+            .any(|text| text.contains("whose reduction"))
+    );
 }
 
 /// As when a process is killed on a host where NCCL doesn't notice.

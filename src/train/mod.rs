@@ -9,6 +9,7 @@
 //! the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
 //! don't have it, `hosted` what the hosted replicas need, `pool` their threads.
 
+mod arithmetic;
 mod copying;
 mod error;
 mod hosted;
@@ -31,7 +32,7 @@ use crate::config::{Adam, Job, Update};
 use crate::data::Batch;
 use crate::ids::Step;
 use crate::model::{Latents, Player};
-use crate::torch::{self, HostVector, TorchError};
+use crate::torch::{self, Adopted, HostVector, TorchError};
 use hosted::{Hosted, slices};
 use layout::part;
 use state::{PlayerState, State};
@@ -78,7 +79,7 @@ pub struct StepReport {
     pub nonfinite: u64,
     /// Time spent computing.
     pub compute: Duration,
-    /// Time spent in reductions, waiting for peers included.
+    /// Time spent in reductions while nothing was computed, waiting for peers included.
     pub reduce: Duration,
     /// Bytes sent to peers in reductions.
     pub sent_bytes: u64,
@@ -98,6 +99,9 @@ pub struct Trainer {
     /// Where means arrive, and states that are copied.
     discriminator_mean: HostVector,
     generator_mean: HostVector,
+    remarks: Vec<String>,
+    /// By which all of the process computes while the trainer lives.
+    _rules: Adopted,
 }
 
 impl Trainer {
@@ -117,7 +121,8 @@ impl Trainer {
             replicas,
             cores,
         } = setup;
-        torch::use_deterministic_algorithms()?;
+        let remarks = arithmetic::remarks(job, device)?;
+        let rules = Adopted::new(arithmetic::rules(job), device)?;
         torch::set_threads(job.workers.threads);
         let game = Arc::new(game);
         let state = State::initial(job, &game.generator, &game.discriminator, device)?;
@@ -133,7 +138,14 @@ impl Trainer {
             game,
             job: job.clone(),
             cores,
+            remarks,
+            _rules: rules,
         })
+    }
+
+    /// What people should know of the job's arithmetic on this device: sentences for a log.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Hosts these replicas from now on, maybe none: a new generation. The state stays, and so do
@@ -209,12 +221,27 @@ impl Trainer {
 
         let work = self.hosted.lend(batches);
         self.hosted.pool.begin(&self.weights(), work)?;
-        self.reduce_discriminator(collective, &mut reduce)?;
-        self.update(Player::Discriminator, step)?;
-        if self.game.update == Update::Alternating {
-            self.hosted
-                .pool
-                .finish(&self.next_discriminator.parameters)?;
+        match self.game.update {
+            Update::Alternating => {
+                self.reduce_discriminator(collective, &mut reduce)?;
+                self.update(Player::Discriminator, step)?;
+                self.hosted
+                    .pool
+                    .finish(&self.next_discriminator.parameters)?;
+            }
+            Update::Simultaneous => {
+                // D's gradient travels while G's is computed.
+                let begun = now();
+                let answers = self.hosted.pool.respond();
+                let reduced = self
+                    .reduce_discriminator(collective, &mut reduce)
+                    .and_then(|()| self.update(Player::Discriminator, step));
+                // Whatever came of that, no thread works on this step any more when it is given up.
+                let answered = self.hosted.pool.wait(answers);
+                reduced?;
+                let last = answered?.unwrap_or(begun);
+                reduce = reduce.saturating_sub(last - begun);
+            }
         }
         self.reduce_generator(collective, flags, &mut reduce)?;
         self.update(Player::Generator, step)?;
@@ -244,7 +271,15 @@ impl Trainer {
                 &self.state.generator.running,
             ),
         };
-        Sampler::over(&self.job.model, parameters, running, self.game.device)?.sample(latents)
+        let architecture = self.game.generator.clone();
+        Sampler::over(
+            architecture,
+            &self.job.model,
+            parameters,
+            running,
+            self.game.device,
+        )?
+        .sample(latents)
     }
 
     /// Refuses batches that are not the hosted replicas' at this step.

@@ -8,6 +8,7 @@
 
 pub mod cli;
 mod client;
+mod devices;
 mod failure;
 mod hearing;
 mod history;
@@ -17,9 +18,11 @@ mod orders;
 mod outbox;
 mod parts;
 mod pulse;
+mod rejoin;
 mod run;
 mod saving;
 mod training;
+mod transport;
 mod wire;
 
 use crate::collective::{CollectiveError, Listener};

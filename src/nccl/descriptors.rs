@@ -41,7 +41,11 @@ mod tests {
             .unwrap();
         let inherited = || {
             let place = format!("/proc/self/fd/{}", near.as_raw_fd());
-            Command::new("test").args(["-e", &place]).status().unwrap().success()
+            Command::new("test")
+                .args(["-e", &place])
+                .status()
+                .unwrap()
+                .success()
         };
         // SAFETY: clears the flag of a descriptor that this test owns.
         unsafe { fcntl(near.as_raw_fd(), SET_FLAGS, 0) };

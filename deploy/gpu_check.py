@@ -365,7 +365,7 @@ def only_on_gpus(row: Callable[[Check], str], needle: str, *settings: str) -> Ca
 
 
 def fast(check: Check) -> str:
-    job = check.job(["train.reduction=fast"], 2)
+    job = check.job(["train.reduction=fast"], 4)
     job.finish()
     job.on_nccl()
     losses = [record[key] for record in job.records() for key in ("loss_d", "loss_g")]

@@ -7,7 +7,7 @@
 mod library;
 mod processes;
 
-use processes::{Place, Process, Served, text, worker_command};
+use processes::{Place, Process, Served, free_address, text, worker_command};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -63,6 +63,8 @@ impl Job {
 
     fn worker_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut command = worker_command(&self.coordinator.url);
+        // At this address for all of its lives.
+        command.args(["--metrics-listen", &free_address()]);
         command.env("GAN_TRANSPORT", "nccl");
         command.env("GAN_NCCL_LIBRARY", library::stand_in());
         command.envs(environment.iter().copied());
@@ -90,7 +92,7 @@ impl Job {
     }
 
     /// All end well; gives the digest.
-    fn ends(mut self, workers: &mut [Process]) -> String {
+    fn ends(&mut self, workers: &mut [Process]) -> String {
         let coordinator = &mut self.coordinator.process;
         assert_eq!(coordinator.wait(), 0, "{}", coordinator.log());
         for worker in workers {
@@ -107,7 +109,7 @@ fn used_nccl(worker: &Process) -> bool {
 /// Invariant 1.
 fn same_bits(count: u32) {
     let minimum = format!("workers.min={count}");
-    let job = Job::new(&[&minimum]);
+    let mut job = Job::new(&[&minimum]);
     let mut workers: Vec<Process> = (0..count).map(|_| job.worker()).collect();
     let digest = job.ends(&mut workers);
     assert!(workers.iter().all(used_nccl), "{}", workers[0].log());
@@ -132,14 +134,14 @@ fn four_workers_over_nccl_come_to_the_bits_of_tcp() {
 /// What the exact sum is there for.
 #[test]
 fn a_fast_sum_of_four_workers_has_other_bits() {
-    let job = Job::new(&["workers.min=4", "train.reduction=fast"]);
+    let mut job = Job::new(&["workers.min=4", "train.reduction=fast"]);
     let mut workers: Vec<Process> = (0..4).map(|_| job.worker()).collect();
     assert_ne!(job.ends(&mut workers), undisturbed());
 }
 
 #[test]
 fn where_one_worker_has_no_nccl_all_use_tcp_and_say_who() {
-    let job = Job::new(&["workers.min=2"]);
+    let mut job = Job::new(&["workers.min=2"]);
     let without = [("GAN_NCCL_LIBRARY", "/no/such/libnccl.so.2")];
     let mut workers = [job.worker(), job.worker_with(&without)];
     assert_eq!(job.ends(&mut workers), undisturbed());
@@ -151,10 +153,22 @@ fn where_one_worker_has_no_nccl_all_use_tcp_and_say_who() {
     assert!(workers[1].log().contains("/no/such/libnccl.so.2"));
 }
 
+/// Here one that is for GPUs, and is refused by each attempt to form a group.
+#[test]
+fn an_nccl_that_never_works_is_given_up_for_tcp() {
+    let mut job = Job::new(&["workers.min=2"]);
+    let useless = library::fake(job.place.path(), 22_809, &library::NAMES);
+    let useless = [("GAN_NCCL_LIBRARY", useless.to_str().unwrap())];
+    let mut workers = [job.worker_with(&useless), job.worker_with(&useless)];
+    assert_eq!(job.ends(&mut workers), undisturbed());
+    let log = workers[0].log();
+    assert!(log.contains("is not tried any more"), "{log}");
+}
+
 /// Invariants 1 and 4.
 #[test]
 fn a_worker_that_is_killed_leaves_no_trace_over_nccl() {
-    let job = Job::new(&["workers.min=1"]);
+    let mut job = Job::new(&["workers.min=1"]);
     let stay = job.worker();
     let mut go = job.worker();
     job.coordinator.wait("two workers that train", |status| {
@@ -170,7 +184,7 @@ fn a_worker_that_is_killed_leaves_no_trace_over_nccl() {
 
 #[test]
 fn a_worker_may_join_over_nccl() {
-    let job = Job::new(&["workers.min=1"]);
+    let mut job = Job::new(&["workers.min=1"]);
     let first = job.worker();
     job.reach(5);
     let second = job.worker();
@@ -179,20 +193,16 @@ fn a_worker_may_join_over_nccl() {
     assert!(workers.iter().all(used_nccl), "{}", workers[1].log());
 }
 
-/// One of two workers has this fault; gives both, the faulty one last.
-fn survives(words: &str) -> [Process; 2] {
-    let job = Job::new(&["workers.min=2"]);
-    let fired = job.fired();
+/// One of two workers has this fault; gives its log.
+fn survives(words: &str) -> String {
+    let mut job = Job::new(&["workers.min=2"]);
     let mut workers = [job.worker(), job.faulty(words)];
-    let place = job.place.path().to_owned();
-    assert!(place.exists());
-    let mut job = job;
-    let coordinator = &mut job.coordinator.process;
-    assert_eq!(coordinator.wait(), 0, "{}", coordinator.log());
-    assert!(fired.exists(), "it did not happen: {}", workers[1].log());
-    assert_eq!(job.ends(&mut workers), undisturbed());
-    assert!(workers.iter().all(used_nccl), "{}", workers[1].log());
-    workers
+    let digest = job.ends(&mut workers);
+    let log = workers[1].log();
+    assert!(job.fired().exists(), "it did not happen: {log}");
+    assert!(workers.iter().all(used_nccl), "{log}");
+    assert_eq!(digest, undisturbed());
+    log
 }
 
 #[test]
@@ -212,11 +222,12 @@ fn partial_data_after_an_abort_leave_no_trace() {
 
 #[test]
 fn a_process_whose_abort_hangs_starts_over_and_leaves_no_trace() {
-    let [_, stuck] = survives("abort-hangs@9");
-    let log = stuck.log();
+    let log = survives("abort-hangs@9");
     assert!(log.contains("starting over"), "{log}");
-    // The same process, another life: it has said hello twice.
-    assert!(log.matches("welcome").count() >= 2, "{log}");
+    // The same process, another life: it has said hello twice, and serves metrics where it did.
+    for says in ["welcome", "metrics on http"] {
+        assert!(log.matches(says).count() >= 2, "{says:?} in {log}");
+    }
 }
 
 #[test]
@@ -226,7 +237,7 @@ fn a_rank_that_is_missing_when_nccl_initialises_leaves_no_trace() {
 
 #[test]
 fn calls_that_are_in_progress_for_a_while_change_nothing() {
-    let job = Job::new(&["workers.min=2"]);
+    let mut job = Job::new(&["workers.min=2"]);
     let slow = [("GAN_STAND_IN_FAULT", "in-progress:5")];
     let mut workers = [job.worker(), job.worker_with(&slow)];
     assert_eq!(job.ends(&mut workers), undisturbed());
@@ -236,7 +247,7 @@ fn calls_that_are_in_progress_for_a_while_change_nothing() {
 /// Only the death notice ends what waits for it.
 #[test]
 fn a_killed_peer_that_nccl_does_not_notice_leaves_no_trace() {
-    let job = Job::new(&["workers.min=1", "deadlines.collective=60s"]);
+    let mut job = Job::new(&["workers.min=1", "deadlines.collective=60s"]);
     let silent = [("GAN_STAND_IN_FAULT", "silent")];
     let stay = job.worker_with(&silent);
     let mut go = job.worker();

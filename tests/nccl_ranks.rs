@@ -13,10 +13,10 @@
 #![allow(clippy::unwrap_used, reason = "a rank that can't go on fails")]
 #![allow(clippy::disallowed_methods, reason = "real processes take real time")]
 
-#[path = "nccl/library.rs"]
-mod library;
 #[path = "nccl/checks.rs"]
 mod checks;
+#[path = "nccl/library.rs"]
+mod library;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
@@ -82,7 +82,12 @@ fn main() -> ExitCode {
         }
     };
     if let Some((rank, world_size)) = options.rank {
-        checks::run(&options.device, options.library.as_deref(), rank, world_size);
+        checks::run(
+            &options.device,
+            options.library.as_deref(),
+            rank,
+            world_size,
+        );
         return ExitCode::SUCCESS;
     }
     let mut all_well = true;
@@ -192,7 +197,10 @@ fn world(options: &Options, world_size: u32) -> bool {
     // The last rank kills itself in the last check, and has nothing to say of it.
     for name in checks::names(world_size) {
         let victim = (name == checks::KILLED).then_some(world_size as usize - 1);
-        let judged = ranks.iter().enumerate().filter(|(rank, _)| Some(*rank) != victim);
+        let judged = ranks
+            .iter()
+            .enumerate()
+            .filter(|(rank, _)| Some(*rank) != victim);
         let verdicts: Vec<Option<&str>> = judged
             .map(|(_, rank)| {
                 let says = |line: &&String| line.split(' ').nth(1) == Some(name);
@@ -205,7 +213,9 @@ fn world(options: &Options, world_size: u32) -> bool {
             line.splitn(3, ' ').nth(2).unwrap_or_default().to_owned()
         };
         let (mark, details) = if verdicts.iter().all(is_ok) {
-            ("ok  ", verdicts.first().map(detail).unwrap_or_default())
+            let mut details: Vec<String> = verdicts.iter().map(detail).collect();
+            details.dedup();
+            ("ok  ", details.join(" | "))
         } else {
             all_well = false;
             let bad = verdicts.iter().filter(|verdict| !is_ok(verdict));

@@ -12,6 +12,8 @@
 //! what is done then.
 
 mod ears;
+mod forming;
+mod halves;
 mod watch;
 
 use super::abort::Abort;
@@ -25,20 +27,16 @@ use super::{Collective, OnDevice};
 use crate::config::Reduction;
 use crate::faults::{self, Point};
 use crate::ids::{Generation, Rank};
-use crate::nccl::{Communicator, Group as Calls, Library, NcclError, UniqueId};
+use crate::nccl::{Library, NcclError};
 use crate::torch::{Event, Stream, TorchError, catch};
 use ears::Ears;
+use forming::initialise;
 use std::collections::VecDeque;
-use std::ops::Range;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
-use watch::{Hung, Poisoned, Watch};
-
-/// How long NCCL may take to end a communicator: no more than a collective, within these.
-const SHORTEST_END: Duration = Duration::from_secs(1);
-const LONGEST_END: Duration = Duration::from_secs(10);
+use watch::{Hung, Watch, launch, wait};
 
 /// How long a collective that is dropped waits for its peers to need nothing more.
 const LINGER: Duration = Duration::from_secs(2);
@@ -107,23 +105,6 @@ impl Nccl {
         let world_size = group.peers.len() as u32;
         let listen = |connections| Ears::listen(connections, generation, world_size);
         let mut control = control.into_exact().over(listen)?;
-        let watch = match world_size {
-            0 | 1 => None,
-            _ => Some(initialise(
-                &mut control,
-                group,
-                library,
-                device,
-                deadlines,
-                abort,
-            )?),
-        };
-        let stream = match &watch {
-            Some(watch) => watch.communicator.stream(),
-            // Alone there is nothing to overlap with.
-            None => Stream::current(device).map_err(NcclError::from),
-        };
-        let stream = stream.map_err(|source| failed(generation, source))?;
         let first = control.hosted().start;
         let own = control.parts().iter();
         let own = own.filter(|(owner, _)| *owner == group.rank);
@@ -145,6 +126,25 @@ impl Nccl {
             ))
         })
         .map_err(refuse)?;
+        let ready = Event::new(device, false).map_err(refuse)?;
+        // What can fail comes before: what watches must not be left behind.
+        let watch = match world_size {
+            0 | 1 => None,
+            _ => Some(initialise(
+                &mut control,
+                group,
+                library,
+                device,
+                deadlines,
+                abort,
+            )?),
+        };
+        let stream = match &watch {
+            Some(watch) => watch.communicator.stream(),
+            // Alone there is nothing to overlap with.
+            None => Stream::current(device).map_err(NcclError::from),
+        };
+        let stream = stream.map_err(|source| failed(generation, source))?;
         let mut nccl = Self {
             control,
             generation,
@@ -155,7 +155,7 @@ impl Nccl {
             own,
             watch,
             stream,
-            ready: Event::new(device, false).map_err(refuse)?,
+            ready,
             divisor,
             received,
             events: Vec::new(),
@@ -173,44 +173,6 @@ impl Nccl {
         watch.is_some_and(|watch| watch.communicator.arm(words))
     }
 
-    /// NCCL makes its connections when they are first used: here, and not in the first step.
-    fn warm_up(&mut self) -> Result<(), CollectiveError> {
-        let Some(watch) = self.watch.clone() else {
-            return Ok(());
-        };
-        let outcome = self.greet(&watch);
-        let outcome = self.conclude(outcome);
-        watch.has_landed();
-        outcome
-    }
-
-    fn greet(&mut self, watch: &Watch) -> Result<(), CollectiveError> {
-        let announcement = self.control.announce_reduction(0)?;
-        self.flies();
-        let limit = Limit::start(self.deadline);
-        let device = self.device;
-        let world_size = i64::from(self.control.world_size());
-        let (own, others) = self.arithmetic("allocate", || {
-            let own = Tensor::f_zeros([1], (Kind::Float, device))?;
-            Ok((own, Tensor::f_zeros([world_size], (Kind::Float, device))?))
-        })?;
-        // What was just made may not be there yet for another stream.
-        self.follow()?;
-        let mut calls = watch.communicator.group();
-        for peer in self.peers() {
-            let place = peer.0 as usize;
-            let place = self.arithmetic("take a part of a vector", || {
-                part(&others, place..place + 1)
-            })?;
-            let added = calls.send(&own, peer.0);
-            let added = added.and_then(|calls| calls.receive(&place, peer.0));
-            added.map_err(|error| watch.device(error))?;
-        }
-        launch(watch, calls, &limit)?;
-        self.control.hear(announcement)?;
-        wait(watch, &limit, || watch.communicator.release())
-    }
-
     fn check(&self, hosted: &[Tensor], mean: &Tensor) -> Result<(), VectorFault> {
         let hosts = self.control.hosted().len();
         if hosted.len() != hosts {
@@ -221,6 +183,8 @@ impl Nccl {
         }
         for (index, vector) in hosted.iter().chain([mean]).enumerate() {
             check_vector(index, vector, self.device)?;
+        }
+        for (index, vector) in hosted.iter().enumerate() {
             if vector.numel() != mean.numel() {
                 return Err(VectorFault::Length {
                     index,
@@ -308,216 +272,6 @@ impl Nccl {
     fn is_ordered(&self) -> bool {
         let watch = self.watch.as_ref();
         watch.is_none_or(|watch| watch.communicator.is_ordered())
-    }
-
-    fn begin(&mut self, hosted: &[Tensor], mean: &Tensor) -> Result<(), CollectiveError> {
-        let limit = Limit::start(self.deadline);
-        self.queue_rest(&limit)?;
-        let announcement = match self.watch {
-            Some(_) => Some(self.control.announce_reduction(mean.numel())?),
-            None => None,
-        };
-        self.flies();
-        self.follow()?;
-        let done = match self.events.pop() {
-            Some(event) => event,
-            None => Event::new(self.device, false).map_err(|e| failed(self.generation, e))?,
-        };
-        let mut pending = Pending {
-            announcement,
-            hosted: hosted.iter().map(Tensor::shallow_clone).collect(),
-            mean: mean.shallow_clone(),
-            is_queued: false,
-            is_joined: false,
-            done,
-        };
-        self.first_half(&pending, &limit)?;
-        if self.watch.is_some() {
-            faults::pass(Point::InReduction);
-        }
-        if self.is_ordered() {
-            self.second_half(&mut pending, &limit)?;
-        }
-        self.pending.push_back(pending);
-        Ok(())
-    }
-
-    /// Queues what could not be queued at the start, for want of a stream that orders it: the second
-    /// halves, which then wait for the first ones here.
-    fn queue_rest(&mut self, limit: &Limit) -> Result<(), CollectiveError> {
-        for index in 0..self.pending.len() {
-            if self.pending[index].is_queued {
-                continue;
-            }
-            self.hear(index)?;
-            if let Some(watch) = &self.watch {
-                wait(watch, limit, || watch.communicator.is_idle())?;
-            }
-            // Taken out and put back in its place: it is there again whatever happens.
-            let Some(mut pending) = self.pending.remove(index) else {
-                continue;
-            };
-            let queued = self.second_half(&mut pending, limit);
-            self.pending.insert(index, pending);
-            queued?;
-        }
-        Ok(())
-    }
-
-    /// Waits until all ranks have begun this reduction.
-    fn hear(&mut self, index: usize) -> Result<(), CollectiveError> {
-        match self.pending[index].announcement.take() {
-            Some(announcement) => self.control.hear(announcement),
-            None => Ok(()),
-        }
-    }
-
-    /// Adds up what this rank hosts, and exchanges the sums.
-    fn first_half(&mut self, pending: &Pending, limit: &Limit) -> Result<(), CollectiveError> {
-        let Pending { hosted, mean, .. } = pending;
-        let guard = self.stream.guard();
-        let _guard = guard.map_err(|source| failed(self.generation, source))?;
-        let reduction = self.reduction;
-        self.arithmetic("add up the hosted vectors", || {
-            for add in self.own.iter().flatten() {
-                add_to(&hosted[add.into as usize], &hosted[add.from as usize])?;
-            }
-            if reduction == Reduction::Fast && self.watch.is_some() {
-                for index in self.own_places().into_iter().skip(1) {
-                    add_to(&hosted[0], &hosted[index])?;
-                }
-            }
-            Ok(())
-        })?;
-        let Some(watch) = self.watch.clone() else {
-            return Ok(());
-        };
-        let length = mean.numel();
-        let mut calls = watch.communicator.group();
-        let refuse = |error| watch.device(error);
-        if reduction == Reduction::Fast {
-            calls.all_reduce(&hosted[0], mean).map_err(refuse)?;
-            let world_size = u64::from(self.control.world_size());
-            // A ring's, which is the least there can be; NCCL may have other ways.
-            self.sent += 4 * length as u64 * 2 * (world_size - 1) / world_size;
-            return launch(&watch, calls, limit);
-        }
-        for peer in self.peers() {
-            let slice = self.control.slice(length, peer);
-            for place in self.own_places() {
-                let sum = self.piece(&hosted[place], slice.clone())?;
-                calls.send(&sum, peer.0).map_err(refuse)?;
-                self.sent += 4 * slice.len() as u64;
-            }
-        }
-        self.make_room(length)?;
-        let others = self.received_from();
-        for (slot, owner) in others.into_iter().enumerate() {
-            let sum = self.slot(slot, length)?;
-            calls.receive(&sum, owner.0).map_err(refuse)?;
-        }
-        launch(&watch, calls, limit)
-    }
-
-    /// Finishes the tree over this rank's slice, and exchanges the means.
-    fn second_half(&mut self, pending: &mut Pending, limit: &Limit) -> Result<(), CollectiveError> {
-        let guard = self.stream.guard();
-        let _guard = guard.map_err(|source| failed(self.generation, source))?;
-        let Pending { hosted, mean, .. } = &*pending;
-        let length = mean.numel();
-        match self.watch.clone() {
-            None => self.divide(&hosted[0], mean)?,
-            Some(_) if self.reduction == Reduction::Fast => self.divide(mean, mean)?,
-            Some(watch) => {
-                let own_slice = self.control.slice(length, self.control.rank());
-                let sums = self.sums(hosted, length)?;
-                self.arithmetic("finish the tree", || {
-                    let mut finishing = self.control.finishing().iter();
-                    finishing.try_for_each(|&(into, from)| add_to(&sums[into], &sums[from]))
-                })?;
-                let own_mean = self.piece(mean, own_slice.clone())?;
-                self.divide(&sums[0], &own_mean)?;
-                let mut calls = watch.communicator.group();
-                for peer in self.peers() {
-                    let theirs = self.piece(mean, self.control.slice(length, peer))?;
-                    let added = calls.send(&own_mean, peer.0);
-                    let added = added.and_then(|calls| calls.receive(&theirs, peer.0));
-                    added.map_err(|error| watch.device(error))?;
-                    self.sent += 4 * own_slice.len() as u64;
-                }
-                launch(&watch, calls, limit)?;
-            }
-        }
-        pending.is_queued = true;
-        let recorded = pending.done.record(self.stream);
-        recorded.map_err(|source| failed(self.generation, source))
-    }
-
-    /// Where this rank's subtree sums are among the hosted vectors.
-    fn own_places(&self) -> Vec<usize> {
-        let (rank, first) = (self.control.rank(), self.control.hosted().start);
-        let parts = self.control.parts().iter();
-        let own = parts.filter(|(owner, _)| *owner == rank);
-        own.map(|(_, part)| (part.start - first) as usize).collect()
-    }
-
-    /// Who sends the other subtrees' sums, in the order of the replicas.
-    fn received_from(&self) -> Vec<Rank> {
-        let rank = self.control.rank();
-        let owners = self.control.parts().iter().map(|(owner, _)| *owner);
-        owners.filter(|owner| *owner != rank).collect()
-    }
-
-    /// Makes `received` long enough for a vector of this length. Called with the stream current, to
-    /// which libtorch then counts the memory.
-    fn make_room(&mut self, length: usize) -> Result<(), CollectiveError> {
-        let slice = self.control.slice(length, self.control.rank()).len();
-        let needed = self.received_from().len() * slice;
-        if self.received.numel() < needed {
-            let (needed, device) = (needed as i64, self.device);
-            self.received = self.arithmetic("allocate", || {
-                Ok(Tensor::f_empty([needed], (Kind::Float, device))?)
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Where one of the other subtrees' sums comes, over this rank's slice.
-    fn slot(&self, slot: usize, length: usize) -> Result<Tensor, CollectiveError> {
-        let slice = self.control.slice(length, self.control.rank()).len();
-        self.piece(&self.received, slot * slice..(slot + 1) * slice)
-    }
-
-    /// Every subtree's sum over this rank's slice, in the order of the replicas.
-    fn sums(&self, hosted: &[Tensor], length: usize) -> Result<Vec<Tensor>, CollectiveError> {
-        let own_slice = self.control.slice(length, self.control.rank());
-        let (rank, first) = (self.control.rank(), self.control.hosted().start);
-        let mut slots = 0..;
-        let parts = self.control.parts().iter();
-        let sums = parts.map(|(owner, part)| {
-            if *owner == rank {
-                let place = (part.start - first) as usize;
-                self.piece(&hosted[place], own_slice.clone())
-            } else {
-                self.slot(slots.next().unwrap_or_default(), length)
-            }
-        });
-        sums.collect()
-    }
-
-    /// The mean from the sum, with one NaN for all: see `exact`.
-    fn divide(&self, sum: &Tensor, mean: &Tensor) -> Result<(), CollectiveError> {
-        self.arithmetic("divide a sum", || {
-            let _ = sum.f_div_out(mean, &self.divisor)?;
-            let mut mean = mean.shallow_clone();
-            let nan = mean.f_isnan()?;
-            let _ = mean.f_masked_fill_(&nan, f64::NAN)?;
-            Ok(())
-        })
-    }
-
-    fn piece(&self, tensor: &Tensor, range: Range<usize>) -> Result<Tensor, CollectiveError> {
-        self.arithmetic("take a part of a vector", || part(tensor, range))
     }
 
     /// Hears all that is to be heard, and waits for the device.
@@ -760,56 +514,6 @@ impl Drop for Nccl {
     }
 }
 
-/// Makes the communicator of a group, and whoever watches it.
-fn initialise(
-    control: &mut Exact<Ears>,
-    group: &Group,
-    library: &Arc<Library>,
-    device: Device,
-    deadlines: Deadlines,
-    abort: &Abort,
-) -> Result<Arc<Watch>, CollectiveError> {
-    let generation = group.generation;
-    let refuse = |error: NcclError| failed(generation, error);
-    // Its 128 bytes travel as numbers, whose bits nothing changes.
-    let mut words = [0.0; 32];
-    if group.rank == Rank(0) {
-        let id = library.unique_id().map_err(refuse)?;
-        for (word, bytes) in words.iter_mut().zip(id.0.as_chunks().0) {
-            *word = f32::from_le_bytes(*bytes);
-        }
-    }
-    control.copy(&[Rank(0)], &mut words)?;
-    let mut id = UniqueId([0; 128]);
-    for (bytes, word) in id.0.as_chunks_mut().0.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
-    }
-    let limit = Limit::start(deadlines.connect);
-    let (rank, world_size) = (group.rank.0, control.world_size());
-    let communicator =
-        Communicator::begin(library, &id, rank, world_size, device).map_err(refuse)?;
-    let bound = deadlines.collective.clamp(SHORTEST_END, LONGEST_END);
-    let (heard, addresses) = (control.links().heard(), control.links().addresses());
-    let watch = Watch::keep(generation, abort, heard, addresses, communicator, bound)?;
-    watch.takes_off(deadlines.connect.saturating_mul(2));
-    let outcome = wait(&watch, &limit, || watch.communicator.launched());
-    watch.has_landed();
-    let Err(error) = outcome else {
-        return Ok(watch);
-    };
-    let error = match (error, limit.left()) {
-        (CollectiveError::Device { .. }, None) => watch.device(NcclError::Deadline {
-            waited: limit.waited(),
-        }),
-        (error, _) => error,
-    };
-    watch.poison(error);
-    let error = watch.verdict();
-    control.break_off(&error);
-    watch.is_over();
-    Err(error)
-}
-
 fn failed(
     generation: Generation,
     source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -834,55 +538,6 @@ fn check_vector(index: usize, vector: &Tensor, device: Device) -> Result<(), Vec
         found: format!("{vector:?}"),
         device: format!("{device:?}"),
     })
-}
-
-fn part(tensor: &Tensor, range: Range<usize>) -> Result<Tensor, TorchError> {
-    Ok(tensor.f_narrow(0, range.start as i64, range.len() as i64)?)
-}
-
-/// `into = into + from`, by element.
-fn add_to(into: &Tensor, from: &Tensor) -> Result<(), TorchError> {
-    let _ = into.shallow_clone().f_add_(from)?;
-    Ok(())
-}
-
-/// Launches a group, and waits until it is in the stream.
-fn launch(watch: &Watch, calls: Calls<'_>, limit: &Limit) -> Result<(), CollectiveError> {
-    calls.launch().map_err(|error| watch.device(error))?;
-    wait(watch, limit, || watch.communicator.launched())
-}
-
-/// Waits until something is true, with an eye on everything that could keep it from becoming so.
-fn wait(
-    watch: &Watch,
-    limit: &Limit,
-    is_true: impl Fn() -> Result<bool, NcclError>,
-) -> Result<(), CollectiveError> {
-    let mut turns = 0u32;
-    loop {
-        let answer = is_true();
-        // In this order: what a poisoning has ended looks done.
-        if watch.is_poisoned() {
-            // Whoever concludes asks for the verdict.
-            return Err(watch.device(Poisoned));
-        }
-        if answer.map_err(|error| watch.device(error))? {
-            return Ok(());
-        }
-        if let Some(trouble) = watch.trouble() {
-            return Err(trouble);
-        }
-        if limit.left().is_none() {
-            let waited = limit.waited();
-            return Err(watch.device(Hung { waited }));
-        }
-        turns = turns.saturating_add(1);
-        match turns {
-            0..100 => thread::yield_now(),
-            100..300 => thread::sleep(Duration::from_micros(20)),
-            _ => thread::sleep(Duration::from_micros(200)),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub(super) struct Label {
     pub(super) sequence: u64,
     pub(super) kind: Kind,
     /// First replica of the subtree, for a sum; what stands for the list of holders, for
-    /// [`Kind::Copying`] and [`Kind::CopyingOnDevice`].
+    /// [`Kind::Copying`] and [`Kind::CopyingOnDevice`]; how it is summed, for [`Kind::Reducing`].
     pub(super) node: u32,
     /// Chunk of the slice.
     pub(super) chunk: u64,
@@ -113,6 +113,7 @@ impl Label {
         for ((field, expected), found) in FIELDS.into_iter().zip(self.fields(values)).zip(found) {
             if expected != found {
                 let field = match (field, self.kind) {
+                    ("subtree", Kind::Reducing) => "reduction (0 exact, 1 fast)",
                     ("subtree", Kind::Copying | Kind::CopyingOnDevice) => {
                         "list of holders (its checksum)"
                     }

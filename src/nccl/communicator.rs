@@ -144,12 +144,17 @@ impl Communicator {
     }
 
     /// Whether all calls so far are in the stream. Until then no other may be made, and an event
-    /// that is recorded would come before them.
+    /// that is recorded would come before them. Never waits: while another thread is in a call, that
+    /// one is not launched.
     ///
     /// # Errors
     /// [`NcclError::Async`], if a peer is lost or initialisation failed.
     pub fn launched(&self) -> Result<bool, NcclError> {
-        let alive = self.alive();
+        let alive = match self.alive.try_lock() {
+            Ok(alive) => alive,
+            Err(TryLockError::Poisoned(alive)) => alive.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(false),
+        };
         let raw = alive.ok_or(NcclError::Over)?;
         let mut state = sys::SUCCESS;
         // SAFETY: a live handle, under the lock, and a place for one code.
@@ -530,3 +535,6 @@ fn begin(library: &Library, call: Call, raw: Handle, stream: sys::Stream) -> (&'
 fn now() -> Instant {
     Instant::now()
 }
+
+#[cfg(test)]
+mod tests;

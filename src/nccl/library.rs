@@ -232,6 +232,24 @@ fn beside_libtorch() -> Vec<PathBuf> {
         .to_vec()
 }
 
+/// The tests' stand-in, which cargo builds as an example.
+#[cfg(test)]
+pub(crate) fn stand_in() -> Arc<Library> {
+    // target/<profile>/deps/<this test>
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().and_then(Path::parent).unwrap();
+    let path = profile.join("examples/libnccl_stand_in.so");
+    assert!(
+        path.exists(),
+        "{} is missing: `cargo test` builds it, and so does \
+         `cargo build --example nccl_stand_in`",
+        path.display()
+    );
+    let library = Library::open(&path).unwrap();
+    assert!(library.is_stand_in());
+    library
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -19,6 +19,8 @@ mod sys;
 
 pub use communicator::{Communicator, Group};
 pub use descriptors::close_on_exec;
+#[cfg(test)]
+pub(crate) use library::stand_in;
 pub use library::{LIBRARY_VARIABLE, Library, UniqueId};
 
 use crate::torch::TorchError;

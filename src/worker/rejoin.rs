@@ -11,11 +11,11 @@ use std::process::Command;
 pub(super) fn start_over(reason: &str) -> std::io::Error {
     tracing::error!("starting over: {reason}");
     crate::nccl::close_on_exec();
-    match std::env::current_exe() {
-        Ok(program) => {
-            let mut again = Command::new(program);
-            again.args(std::env::args_os().skip(1)).exec()
-        }
-        Err(error) => error,
-    }
+    let mut arguments = std::env::args_os();
+    let name = arguments.next().unwrap_or_else(|| "gan-worker".into());
+    // This very program, even if its file was replaced meanwhile.
+    Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(arguments)
+        .exec()
 }

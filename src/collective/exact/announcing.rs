@@ -9,6 +9,7 @@ use super::{Exact, Links};
 use crate::collective::error::{CollectiveError, Operation};
 use crate::collective::tree;
 use crate::collective::wire::{Kind, Label};
+use crate::config::Reduction;
 use crate::ids::Rank;
 use std::ops::Range;
 
@@ -23,9 +24,11 @@ impl<L: Links> Exact<L> {
     /// Tells all that a reduction of so many elements begins here. Waits for nobody.
     pub(in crate::collective) fn announce_reduction(
         &mut self,
+        reduction: Reduction,
         elements: usize,
     ) -> Result<Announcement, CollectiveError> {
-        self.announce(Operation::Reduce, Kind::Reducing, 0, elements)
+        let node = u32::from(reduction == Reduction::Fast);
+        self.announce(Operation::Reduce, Kind::Reducing, node, elements)
     }
 
     /// Tells all that a copy from these holders begins here. Waits for nobody.

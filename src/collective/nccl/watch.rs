@@ -10,7 +10,7 @@ use crate::collective::abort::Abort;
 use crate::collective::error::CollectiveError;
 use crate::collective::limit::Limit;
 use crate::ids::{Generation, Rank};
-use crate::nccl::{Communicator, NcclError};
+use crate::nccl::{Communicator, Group as Calls, NcclError};
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -68,7 +68,7 @@ pub(super) struct Hung {
 /// It was ended by another thread, which knows why.
 #[derive(Debug, thiserror::Error)]
 #[error("it was ended by its watchdog")]
-pub(super) struct Poisoned;
+struct Poisoned;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -266,6 +266,49 @@ impl Watch {
             };
             let waited = self.flight_changed.wait_timeout_while(flight, round, quiet);
             flight = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
+/// Launches a group, and waits until it is in the stream.
+pub(super) fn launch(
+    watch: &Watch,
+    calls: Calls<'_>,
+    limit: &Limit,
+) -> Result<(), CollectiveError> {
+    calls.launch().map_err(|error| watch.device(error))?;
+    wait(watch, limit, || watch.communicator.launched())
+}
+
+/// Waits until something is true, with an eye on everything that could keep it from becoming so.
+pub(super) fn wait(
+    watch: &Watch,
+    limit: &Limit,
+    is_true: impl Fn() -> Result<bool, NcclError>,
+) -> Result<(), CollectiveError> {
+    let mut turns = 0u32;
+    loop {
+        let answer = is_true();
+        // In this order: what a poisoning has ended looks done.
+        if watch.is_poisoned() {
+            // Whoever concludes asks for the verdict.
+            return Err(watch.device(Poisoned));
+        }
+        if answer.map_err(|error| watch.device(error))? {
+            return Ok(());
+        }
+        if let Some(trouble) = watch.trouble() {
+            return Err(trouble);
+        }
+        if limit.left().is_none() {
+            let waited = limit.waited();
+            return Err(watch.device(Hung { waited }));
+        }
+        turns = turns.saturating_add(1);
+        match turns {
+            0..100 => thread::yield_now(),
+            100..300 => thread::sleep(Duration::from_micros(20)),
+            _ => thread::sleep(Duration::from_micros(200)),
         }
     }
 }

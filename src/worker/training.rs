@@ -72,12 +72,16 @@ impl Tools {
     }
 
     fn trainer(&self) -> Result<Trainer, GenerationError> {
-        Ok(Trainer::new(Setup {
+        let trainer = Trainer::new(Setup {
             job: &self.enrolment.job,
             device: self.device,
             replicas: 0..0,
             cores: self.cores,
-        })?)
+        })?;
+        for remark in trainer.remarks() {
+            tracing::warn!("{remark}");
+        }
+        Ok(trainer)
     }
 
     fn plan(&self) -> Result<Plan, GenerationError> {

@@ -3,6 +3,7 @@
 mod copying;
 mod exactness;
 mod faults;
+mod precision;
 mod step;
 
 use super::step::Vectors;

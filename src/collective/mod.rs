@@ -142,4 +142,16 @@ pub trait OnDevice {
     /// If a peer is lost or late, or the collective was aborted, before the last of them was over
     /// or since: the means may then hold anything.
     fn settle(&mut self) -> Result<(), CollectiveError>;
+
+    /// Copies `vector` from the `holders` to all other ranks, as [`Collective::copy`] does, and
+    /// returns when it is there. It comes after all that the calling thread's current stream has
+    /// been given so far.
+    ///
+    /// # Shapes
+    /// Flat, contiguous, `f32`, on this collective's device; the same length and the same holders,
+    /// in rising order, on all ranks.
+    ///
+    /// # Errors
+    /// As [`Collective::copy`]. Holders' vectors are never written.
+    fn copy(&mut self, holders: &[Rank], vector: &tch::Tensor) -> Result<(), CollectiveError>;
 }

@@ -6,6 +6,7 @@
 mod arithmetic;
 mod device;
 mod generator;
+mod graphs;
 mod host;
 mod stream;
 mod sys;
@@ -13,9 +14,10 @@ mod sys;
 pub use arithmetic::{
     Adopted, Rules, compute_capability, convolve_by_product, has_fast_bf16, keep_memory,
 };
-pub use device::{DeviceDescription, device_description, load_cuda};
+pub use device::{DeviceDescription, device_description, free_memory, load_cuda};
 pub use generator::Generator;
-pub use host::HostVector;
+pub use graphs::{Graph, GraphPool, graphs_available};
+pub use host::{HostVector, write};
 pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};
@@ -123,8 +125,9 @@ pub struct FusedAdam<'a> {
     pub exp_avg: &'a mut Tensor,
     /// Second moment, updated.
     pub exp_avg_sq: &'a mut Tensor,
-    /// Counts from 1; libtorch holds it in an f32, which is exact up to 2²⁴.
-    pub step: u64,
+    /// One f32 on the same device that counts steps from 1, exactly up to 2²⁴. It is read when the
+    /// device comes to it.
+    pub count: &'a Tensor,
     /// Step size.
     pub learning_rate: f64,
     /// Decay of the first moment.
@@ -162,14 +165,24 @@ impl FusedAdam<'_> {
                 message: "parameters, gradients and moments must be contiguous f32 tensors of one shape on one device".to_owned(),
             });
         }
-        // SAFETY: four live tensors, of one shape, kind and device as checked above.
+        let counts = self.count.numel() == 1
+            && self.count.kind() == Kind::Float
+            && self.count.device() == self.parameters.device();
+        if !counts {
+            return Err(TorchError::Shim {
+                doing: "apply Adam",
+                message: "the count of steps must be one f32 on the parameters' device".to_owned(),
+            });
+        }
+        // SAFETY: five live tensors: four of one shape, kind and device, and a number beside them,
+        // as checked above.
         check("apply Adam", unsafe {
             sys::gan_adam_(
                 self.parameters.as_ptr(),
                 self.gradients.as_ptr(),
                 self.exp_avg.as_ptr(),
                 self.exp_avg_sq.as_ptr(),
-                self.step as f64,
+                self.count.as_ptr(),
                 self.learning_rate,
                 self.beta1,
                 self.beta2,
@@ -278,13 +291,13 @@ mod tests {
         let mut p = Tensor::from_slice(&[1f32, -1.0]);
         let g = Tensor::from_slice(&[0.5f32, -0.25]);
         let (mut m, mut v) = (p.zeros_like(), p.zeros_like());
-        for step in 1..=2 {
+        for step in [1f32, 2.0] {
             FusedAdam {
                 parameters: &mut p,
                 gradients: &g,
                 exp_avg: &mut m,
                 exp_avg_sq: &mut v,
-                step,
+                count: &Tensor::from(step),
                 learning_rate: 0.1,
                 beta1: 0.5,
                 beta2: 0.999,
@@ -311,7 +324,7 @@ mod tests {
             gradients: &Tensor::zeros([3], (Kind::Float, Device::Cpu)),
             exp_avg: &mut m,
             exp_avg_sq: &mut v,
-            step: 1,
+            count: &Tensor::from(1f32),
             learning_rate: 0.1,
             beta1: 0.5,
             beta2: 0.999,

@@ -12,6 +12,7 @@
 #include <ATen/Version.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/version.h>
 
 #include <climits>
@@ -121,14 +122,25 @@ int gan_leaky_relu_(at::Tensor* tensor, double slope) {
   });
 }
 
-// Adam on one flat tensor, all in one pass; `step` counts from 1.
+// Adam on one flat tensor, all in one pass; `count`, on the tensor's device, counts steps from 1.
 int gan_adam_(at::Tensor* parameters, at::Tensor* gradients, at::Tensor* mean, at::Tensor* square,
-              double step, double rate, double beta1, double beta2, double epsilon) {
+              at::Tensor* count, double rate, double beta1, double beta2, double epsilon) {
   return guarded(-1, [&] {
     at::NoGradGuard no_grad;
-    at::Tensor count = at::full({}, step, parameters->options());
-    at::_fused_adam_({*parameters}, {*gradients}, {*mean}, {*square}, {}, {count}, rate, beta1,
+    at::_fused_adam_({*parameters}, {*gradients}, {*mean}, {*square}, {}, {*count}, rate, beta1,
                      beta2, /*weight_decay=*/0.0, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+    return 0;
+  });
+}
+
+// Bytes of a GPU's memory that nobody has taken, libtorch's own unused ones not counted, and all.
+int gan_free_memory(int cuda, uint64_t* free, uint64_t* total) {
+  return guarded(-1, [&] {
+    TORCH_CHECK(cuda >= 0 && cuda <= 127, "there is no GPU ", cuda);
+    auto [unused, all] =
+        c10::getDeviceAllocator(c10::kCUDA)->getMemoryInfo(static_cast<c10::DeviceIndex>(cuda));
+    *free = unused;
+    *total = all;
     return 0;
   });
 }

@@ -29,12 +29,13 @@ unsafe extern "C" {
         gradients: *const C_tensor,
         mean: *const C_tensor,
         square: *const C_tensor,
-        step: c_double,
+        count: *const C_tensor,
         rate: c_double,
         beta1: c_double,
         beta2: c_double,
         epsilon: c_double,
     ) -> c_int;
+    pub(super) fn gan_free_memory(cuda: c_int, free: *mut u64, total: *mut u64) -> c_int;
     pub(super) fn gan_is_sole_owner(tensor: *const C_tensor) -> c_int;
     pub(super) fn gan_libtorch_version() -> *const c_char;
     pub(super) fn gan_processor() -> *const c_char;

@@ -3,6 +3,7 @@
 use crate::checkpoint::Kind;
 use crate::collective::CollectiveError;
 use crate::config::Precision;
+use crate::data::DataError;
 use crate::ids::{ReplicaId, Step};
 use crate::torch::TorchError;
 use std::fmt;
@@ -55,6 +56,18 @@ pub enum TrainError {
         /// What is wrong with them.
         detail: String,
     },
+    /// A step is under way that another collective has part in.
+    #[error(
+        "the step after State({step}) is under way with a collective on the device, which this one \
+         is not; discard it first"
+    )]
+    OtherCollective {
+        /// The state that the trainer has.
+        step: Step,
+    },
+    /// A sample that was to go to the device.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// A worker that is to give a state to the others has another one. Nothing was sent.
     #[error("can't give State({step}) to the other workers: this one has State({held})")]
     NotHeld {

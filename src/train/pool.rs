@@ -23,6 +23,8 @@ enum Task {
     Begin {
         weights: Weights,
         batch: Batch,
+        /// The data set, if it lies on the device.
+        cache: Option<Tensor>,
         vectors: Vectors,
     },
     /// The second half of an alternating step, against this D.
@@ -32,7 +34,8 @@ enum Task {
 }
 
 /// What the first half of a step leaves for the second.
-enum Half {
+#[derive(Debug)]
+pub(super) enum Half {
     Alternating(Fakes),
     Simultaneous(Answer),
 }
@@ -181,10 +184,12 @@ impl Pool {
         &self,
         weights: &Weights,
         work: Vec<(Batch, Vectors)>,
+        cache: Option<&Tensor>,
     ) -> Result<(), TrainError> {
         self.run(work.into_iter().map(|(batch, vectors)| Task::Begin {
             weights: weights.share(),
             batch,
+            cache: cache.map(Tensor::shallow_clone),
             vectors,
         }))
     }
@@ -276,11 +281,12 @@ fn perform(game: &Game, kept: &mut Option<Half>, task: Task) -> Result<(), Torch
             Task::Begin {
                 weights,
                 batch,
+                cache,
                 vectors,
             },
             _,
         ) => {
-            let inputs = game.inputs(&batch)?;
+            let inputs = game.inputs(&batch, cache.as_ref())?;
             *kept = Some(match game.update {
                 Update::Alternating => {
                     Half::Alternating(game.discriminate(&weights, &inputs, vectors)?)

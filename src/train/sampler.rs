@@ -42,13 +42,13 @@ impl Sampler {
         architecture: Architecture,
         model: &Model,
         parameters: &Tensor,
-        running: &[f32],
+        running: &Tensor,
         device: Device,
     ) -> Result<Self, TrainError> {
         let place = || -> Result<_, TorchError> {
             Ok((
                 parameters.f_to_device(device)?,
-                Tensor::f_from_slice(running)?.f_to_device(device)?,
+                running.f_to_device(device)?,
             ))
         };
         let (parameters, running) = place()?;

@@ -5,7 +5,7 @@
 
 use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
 use crate::config::{Job, MemoryFormat, Precision, Update};
-use crate::data::Batch;
+use crate::data::{Batch, Pixels};
 use crate::ids::{ReplicaId, Step};
 use crate::model::{Architecture, Latents, Network, Statistics, view};
 use crate::objective::{self, Objective};
@@ -59,11 +59,31 @@ pub(super) struct Inputs {
     pub(super) latents: Tensor,
 }
 
+impl Inputs {
+    /// The same memory.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            pixels: self.pixels.shallow_clone(),
+            latents: self.latents.shallow_clone(),
+        }
+    }
+}
+
 /// A replica's two vectors, to be written.
 #[derive(Debug)]
 pub(super) struct Vectors {
     pub(super) discriminator: Tensor,
     pub(super) generator: Tensor,
+}
+
+impl Vectors {
+    /// The same memory.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            discriminator: self.discriminator.shallow_clone(),
+            generator: self.generator.shallow_clone(),
+        }
+    }
 }
 
 /// What a replica keeps between the two halves of an alternating step: its fakes, with the graph
@@ -217,15 +237,51 @@ impl Game {
             .f_sub_scalar_(1.0)?)
     }
 
-    /// A batch's images and latents, brought to the device.
-    pub(super) fn inputs(&self, batch: &Batch) -> Result<Inputs, TorchError> {
-        let pixels = Tensor::f_from_data_size(&batch.pixels, &self.images, Kind::Uint8)?;
+    /// A batch's images and latents, brought to the device. `cache` is the data set, if that lies
+    /// there.
+    pub(super) fn inputs(
+        &self,
+        batch: &Batch,
+        cache: Option<&Tensor>,
+    ) -> Result<Inputs, TorchError> {
+        let pixels = match (&batch.pixels, cache) {
+            (Pixels::Bytes(bytes), _) => {
+                Tensor::f_from_data_size(bytes, &self.images, Kind::Uint8)?
+                    .f_to_device(self.device)?
+            }
+            (Pixels::Places(places), Some(cache)) => {
+                let places = Tensor::f_from_slice(places)?.f_to_device(self.device)?;
+                cache.f_index_select(0, &places)?
+            }
+            (Pixels::Places(_), None) => {
+                return Err(TorchError::Shim {
+                    doing: "find a batch's images",
+                    message: "they are named by their places, but no data set is on the device"
+                        .to_owned(),
+                });
+            }
+        };
         Ok(Inputs {
-            pixels: pixels.f_to_device(self.device)?,
+            pixels,
             latents: self
                 .latents(batch.step, batch.replica)?
                 .to_tensor(self.device)?,
         })
+    }
+
+    /// What batch norm saw in a step, in the order of the forward passes, from the means of both
+    /// vectors. D: real images, fakes, and in an alternating step the new D the fakes; G: latents.
+    pub(super) fn statistics(
+        &self,
+        of_d: &Tensor,
+        of_g: &Tensor,
+    ) -> Result<[Vec<Tensor>; 2], TorchError> {
+        let (d, g) = (&self.discriminator_layout, &self.generator_layout);
+        let mut judgements = vec![part(of_d, &d.real)?, part(of_d, &d.fake)?];
+        if self.update == Update::Alternating {
+            judgements.push(part(of_g, &g.judged)?);
+        }
+        Ok([judgements, vec![part(of_g, &g.generated)?]])
     }
 
     /// The replica's latents: of this step, whoever computes it and however often.

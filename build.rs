@@ -34,7 +34,7 @@ fn protocol() -> Result<(), Box<dyn Error>> {
 /// writes where that libtorch lies into the binaries, so that they run without LD_LIBRARY_PATH.
 #[cfg(feature = "torch")]
 fn shim() -> Result<(), Box<dyn Error>> {
-    for file in ["shim.cpp", "streams.cpp", "guarded.h"] {
+    for file in ["shim.cpp", "streams.cpp", "convolution.cpp", "guarded.h"] {
         println!("cargo:rerun-if-changed=src/torch/{file}");
     }
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
@@ -52,6 +52,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file("src/torch/shim.cpp")
         .file("src/torch/streams.cpp")
+        .file("src/torch/convolution.cpp")
         .compile("ganglion_shim");
     println!("cargo:rustc-link-search=native={lib}");
     // A binary that was copied beside a `lib` folder finds its libtorch there first.

@@ -11,7 +11,7 @@
 
 use ganglion::checkpoint::{Kind, Snapshot, TensorData};
 use ganglion::collective::{Flags, InProcess};
-use ganglion::config::{Job, Objective, Update, parse};
+use ganglion::config::{Job, Objective, Precision, Update, parse};
 use ganglion::data::Batch;
 use ganglion::ids::{Epoch, ReplicaId, Step};
 use ganglion::model::{Architecture, Latents, Network, Player, Statistics, view};
@@ -310,7 +310,7 @@ fn forward_passes_are_pytorchs() {
             [architecture.statistics as i64],
             (tch::Kind::Float, Device::Cpu),
         );
-        Network::frozen(&architecture, &flat)
+        Network::frozen(&architecture, &flat, Precision::F32)
             .unwrap()
             .forward(input, Statistics::Batch(&statistics))
             .unwrap()

@@ -3,6 +3,7 @@
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.
 
+mod arithmetic;
 mod device;
 mod driver;
 mod generator;
@@ -12,6 +13,9 @@ mod memory;
 mod stream;
 mod sys;
 
+pub use arithmetic::{
+    Adopted, Rules, compute_capability, convolve_by_product, has_fast_bf16, keep_memory,
+};
 pub(crate) use device::loader_says;
 pub use device::{DeviceDescription, device_description, free_memory, load_cuda, why_no_cuda};
 pub use driver::{Driver, DriverError, GpuDescription};
@@ -47,6 +51,16 @@ pub enum TorchError {
         /// The panic's message.
         message: String,
     },
+    /// The process computes by other rules already.
+    #[error(
+        "this process already computes with {held}, so not with {wanted}; use another process for that job"
+    )]
+    Rules {
+        /// Those that are held.
+        held: Rules,
+        /// Those that were to be adopted.
+        wanted: Rules,
+    },
     /// A tensor that must be flat `f32` in host memory is not.
     #[error("expected a flat contiguous f32 tensor in host memory, found {found}")]
     NotHost {
@@ -67,18 +81,6 @@ pub fn set_threads(threads: u32) {
     // does the same, so that it happens before the setting and not after.
     tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
-}
-
-/// The same bits from run to run on one device kind: deterministic kernels only, no kernel choice
-/// by timing, IEEE single precision (no TF32).
-///
-/// # Errors
-/// [`TorchError::Shim`].
-pub fn use_deterministic_algorithms() -> Result<(), TorchError> {
-    // SAFETY: takes nothing, sets process-wide flags that libtorch guards itself.
-    check("use deterministic algorithms", unsafe {
-        sys::gan_use_deterministic_algorithms()
-    })
 }
 
 /// `tensor` with its channels innermost in memory; a shallow copy if it is so already.
@@ -339,10 +341,5 @@ mod tests {
         });
         let error = error.unwrap_err().to_string();
         assert!(error.contains("size of tensor"), "{error}");
-    }
-
-    #[test]
-    fn deterministic_algorithms_can_be_asked_for() {
-        use_deterministic_algorithms().unwrap();
     }
 }

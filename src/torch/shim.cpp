@@ -15,10 +15,14 @@
 #include <c10/core/CachingDeviceAllocator.h>
 #include <torch/version.h>
 
+#include <climits>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -26,25 +30,47 @@
 using gan::guarded;
 using gan::last_error;
 
+namespace gan {
+// In convolution.cpp; throws.
+at::Tensor convolve_by_product(const at::Tensor& x, const at::Tensor& weight, bool transposed);
+}  // namespace gan
+
 extern "C" {
 
 const char* gan_last_error() { return last_error.c_str(); }
 
-// The same bits from run to run: no kernel that adds in an order of its own, no choice of kernels
-// by timing, no TF32. Fresh memory is left alone: filling it is for finding bugs, and costs time.
-int gan_use_deterministic_algorithms() {
-  return guarded(-1, [] {
+// Deterministic: the same bits from run to run, for no kernel adds in an order of its own and none is
+// chosen by timing. Fresh memory is left alone: filling it is for finding bugs, and costs time.
+int gan_set_rules(int deterministic, int tf32) {
+  return guarded(-1, [&] {
     auto& context = at::globalContext();
-    context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+    context.setDeterministicAlgorithms(deterministic, /*warn_only=*/false);
     context.setDeterministicFillUninitializedMemory(false);
-    context.setDeterministicCuDNN(true);
-    context.setDeterministicMkldnn(true);
-    context.setBenchmarkCuDNN(false);
+    context.setDeterministicCuDNN(deterministic);
+    context.setDeterministicMkldnn(deterministic);
+    context.setBenchmarkCuDNN(!deterministic);
     // On a CPU there is no TF32, and asking makes libtorch warn of that.
     if (at::hasCUDA()) {
-      context.setAllowTF32CuDNN(false);
-      context.setAllowTF32CuBLAS(false);
+      context.setAllowTF32CuDNN(tf32);
+      context.setAllowTF32CuBLAS(tf32);
     }
+    return 0;
+  });
+}
+
+// Freed memory stays with the process, all of it in one arena: one of a thread's own would be given
+// back whenever it is empty.
+void gan_keep_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
+}
+
+int gan_convolve_by_product(at::Tensor* x, at::Tensor* weight, int transposed, at::Tensor** out) {
+  return guarded(-1, [&] {
+    *out = new at::Tensor(gan::convolve_by_product(*x, *weight, transposed != 0));
     return 0;
   });
 }

@@ -5,7 +5,14 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     pub(super) fn gan_last_error() -> *const c_char;
-    pub(super) fn gan_use_deterministic_algorithms() -> c_int;
+    pub(super) fn gan_set_rules(deterministic: c_int, tf32: c_int) -> c_int;
+    pub(super) fn gan_keep_memory();
+    pub(super) fn gan_convolve_by_product(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        transposed: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     pub(super) fn gan_generator_new(cuda: c_int, seed: u64) -> *mut c_void;
     pub(super) fn gan_generator_free(generator: *mut c_void);
     pub(super) fn gan_normal_(

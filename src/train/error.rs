@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Kind;
 use crate::collective::CollectiveError;
+use crate::config::Precision;
 use crate::data::DataError;
 use crate::ids::{ReplicaId, Step};
 use crate::torch::TorchError;
@@ -31,6 +32,16 @@ pub enum TrainError {
     /// libtorch refused something that is common to the replicas.
     #[error(transparent)]
     Torch(#[from] TorchError),
+    /// The device doesn't have the arithmetic that the job wants.
+    #[error("train.precision = \"{precision}\" can't be had on {device}: it {needs}")]
+    Precision {
+        /// What the job wants.
+        precision: Precision,
+        /// Where.
+        device: String,
+        /// What it takes, and what to do.
+        needs: &'static str,
+    },
     /// The operating system gave no thread.
     #[error("can't start a thread for replicas: {0}")]
     Thread(std::io::Error),

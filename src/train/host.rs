@@ -30,12 +30,27 @@ impl Trainer {
         let work = self.hosted.lend(batches);
         let cache = self.cache.as_ref();
         self.hosted.pool.begin(&self.weights(), work, cache)?;
-        self.reduce_discriminator(collective, &mut reduce)?;
-        self.update(Player::Discriminator)?;
-        if self.game.update == Update::Alternating {
-            self.hosted
-                .pool
-                .finish(&self.next_discriminator.parameters)?;
+        match self.game.update {
+            Update::Alternating => {
+                self.reduce_discriminator(collective, &mut reduce)?;
+                self.update(Player::Discriminator)?;
+                self.hosted
+                    .pool
+                    .finish(&self.next_discriminator.parameters)?;
+            }
+            Update::Simultaneous => {
+                // D's gradient travels while G's is computed.
+                let begun = now();
+                let answers = self.hosted.pool.respond();
+                let reduced = self
+                    .reduce_discriminator(collective, &mut reduce)
+                    .and_then(|()| self.update(Player::Discriminator));
+                // Whatever came of that, no thread works on this step any more when it is given up.
+                let answered = self.hosted.pool.wait(answers);
+                reduced?;
+                let last = answered?.unwrap_or(begun);
+                reduce = reduce.saturating_sub(last - begun);
+            }
         }
         self.reduce_generator(collective, flags, &mut reduce)?;
         self.update(Player::Generator)?;

@@ -17,6 +17,7 @@
 //! tells, `stopwatch` how long it took. `cache` keeps a data set on the device.
 
 mod ahead;
+mod arithmetic;
 mod cache;
 mod copying;
 mod error;
@@ -47,7 +48,7 @@ use crate::config::{Job, Update};
 use crate::data::{Batch, Pixels};
 use crate::ids::Step;
 use crate::model::Latents;
-use crate::torch::{self, Event, Stream, StreamGuard};
+use crate::torch::{self, Adopted, Event, Stream, StreamGuard};
 use ahead::Ahead;
 use hosted::{Hosted, Traveller};
 use pace::Pace;
@@ -95,8 +96,8 @@ pub struct StepReport {
     pub nonfinite: u64,
     /// Time spent computing; on a device that reduces by itself, the device's time.
     pub compute: Duration,
-    /// Time spent in reductions, waiting for peers included; on a device that reduces by itself, as
-    /// far as no computing hides it.
+    /// Time spent in reductions while nothing was computed, waiting for peers included; on a device
+    /// that reduces by itself, the device's time.
     pub reduce: Duration,
     /// Bytes sent to peers in reductions.
     pub sent_bytes: u64,
@@ -127,6 +128,9 @@ pub struct Trainer {
     aside: Stream,
     /// Where the device was when the state became the state.
     committed: Event,
+    remarks: Vec<String>,
+    /// By which all of the process computes while the trainer lives.
+    _rules: Adopted,
 }
 
 impl Trainer {
@@ -146,7 +150,8 @@ impl Trainer {
             replicas,
             cores,
         } = setup;
-        torch::use_deterministic_algorithms()?;
+        let remarks = arithmetic::remarks(job, device)?;
+        let rules = Adopted::new(arithmetic::rules(job), device)?;
         torch::set_threads(job.workers.threads);
         let game = Arc::new(game);
         let state = State::initial(job, &game.generator, &game.discriminator, device)?;
@@ -170,7 +175,14 @@ impl Trainer {
             game,
             job: job.clone(),
             cores,
+            remarks,
+            _rules: rules,
         })
+    }
+
+    /// What people should know of the job's arithmetic on this device: sentences for a log.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
     }
 
     /// Hosts these replicas from now on, maybe none: a new generation. The state stays, and so do
@@ -309,7 +321,15 @@ impl Trainer {
                 &self.state.generator.running,
             ),
         };
-        Sampler::over(&self.job.model, parameters, running, self.game.device)?.sample(latents)
+        let architecture = self.game.generator.clone();
+        Sampler::over(
+            architecture,
+            &self.job.model,
+            parameters,
+            running,
+            self.game.device,
+        )?
+        .sample(latents)
     }
 
     /// Refuses batches that are not the hosted replicas' at this step.

@@ -4,7 +4,7 @@
 //! waits for anybody.
 
 use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
-use crate::config::{Job, Update};
+use crate::config::{Job, MemoryFormat, Precision, Update};
 use crate::data::{Batch, Pixels};
 use crate::ids::{ReplicaId, Step};
 use crate::model::{Architecture, Latents, Network, Statistics, view};
@@ -20,6 +20,9 @@ pub(super) struct Game {
     pub(super) discriminator: Architecture,
     pub(super) objective: Box<dyn Objective>,
     pub(super) update: Update,
+    pub(super) precision: Precision,
+    /// Of activations and weights.
+    pub(super) order: MemoryFormat,
     pub(super) discriminator_layout: DiscriminatorLayout,
     pub(super) generator_layout: GeneratorLayout,
     pub(super) seed: u64,
@@ -108,8 +111,9 @@ pub(super) struct Answer {
 impl Game {
     pub(super) fn new(job: &Job, device: Device) -> Self {
         let model = &job.model;
-        let generator = Architecture::generator(model);
-        let discriminator = Architecture::discriminator(model);
+        let order = job.train.memory_format;
+        let generator = Architecture::generator(model).ordered(order);
+        let discriminator = Architecture::discriminator(model).ordered(order);
         let side = i64::from(model.image_size);
         Self {
             discriminator_layout: DiscriminatorLayout::new(&discriminator),
@@ -118,6 +122,8 @@ impl Game {
             discriminator,
             objective: objective::of(job.train.objective),
             update: job.train.update,
+            precision: job.train.precision,
+            order,
             seed: job.job.seed,
             images: [
                 i64::from(job.train.batch),
@@ -139,9 +145,9 @@ impl Game {
         vectors: Vectors,
     ) -> Result<Fakes, TorchError> {
         let (generated, real, faked) = self.clear(&vectors)?;
-        let generator = Network::trainable(&self.generator, &weights.generator)?;
-        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
-        let x = images(&inputs.pixels)?;
+        let generator = self.trainable(&self.generator, &weights.generator)?;
+        let discriminator = self.trainable(&self.discriminator, &weights.discriminator)?;
+        let x = self.real(&inputs.pixels)?;
 
         let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
         // Real images and fakes are minibatches of their own for batch norm.
@@ -161,7 +167,7 @@ impl Game {
     /// The second half of an alternating step, against the new D: fills the rest of G's vector.
     /// D is frozen: G's gradient passes through it, and D's own is never computed.
     pub(super) fn deceive(&self, fakes: Fakes, discriminator: &Tensor) -> Result<(), TorchError> {
-        let discriminator = Network::frozen(&self.discriminator, discriminator)?;
+        let discriminator = Network::frozen(&self.discriminator, discriminator, self.precision)?;
         let judged = part(&fakes.vector, &self.generator_layout.judged)?;
 
         let on_fake = discriminator.forward(&fakes.images, Statistics::Batch(&judged))?;
@@ -171,19 +177,8 @@ impl Game {
         self.write_generator(&fakes.vector, &d_g, &j_g)
     }
 
-    /// A simultaneous step: both gradients at the same point, from one look of D at the fakes.
-    pub(super) fn both(
-        &self,
-        weights: &Weights,
-        inputs: &Inputs,
-        vectors: Vectors,
-    ) -> Result<(), TorchError> {
-        let answer = self.oppose(weights, inputs, vectors)?;
-        self.respond(answer)
-    }
-
-    /// The first half of a simultaneous step: fills D's vector, and the part of G's that tells of
-    /// the fakes.
+    /// The first half of a simultaneous step, in which both gradients are of the same point, from one
+    /// look of D at the fakes: fills D's vector, and the part of G's that tells of the fakes.
     pub(super) fn oppose(
         &self,
         weights: &Weights,
@@ -194,9 +189,9 @@ impl Game {
         // Not where they travel from: D's vector is written, and may be on its way, before the
         // gradient passes through this look for the second time.
         let look = faked.f_zeros_like()?;
-        let generator = Network::trainable(&self.generator, &weights.generator)?;
-        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
-        let x = images(&inputs.pixels)?;
+        let generator = self.trainable(&self.generator, &weights.generator)?;
+        let discriminator = self.trainable(&self.discriminator, &weights.discriminator)?;
+        let x = self.real(&inputs.pixels)?;
 
         let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
         let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
@@ -220,6 +215,26 @@ impl Game {
     pub(super) fn respond(&self, answer: Answer) -> Result<(), TorchError> {
         let d_g = Tensor::f_run_backward(&[&answer.cost], &answer.leaves, false, false)?;
         self.write_generator(&answer.vector, &d_g, &answer.cost)
+    }
+
+    fn trainable<'a>(
+        &self,
+        architecture: &'a Architecture,
+        flat: &Tensor,
+    ) -> Result<Network<'a>, TorchError> {
+        Network::trainable(architecture, flat, self.precision)
+    }
+
+    /// Pixels 0 … 255 to -1 … 1, ordered as all activations are.
+    fn real(&self, pixels: &Tensor) -> Result<Tensor, TorchError> {
+        let pixels = match self.order {
+            MemoryFormat::ChannelsLast => channels_last(pixels)?,
+            MemoryFormat::Contiguous => pixels.f_contiguous()?,
+        };
+        Ok(pixels
+            .f_to_kind(Kind::Float)?
+            .f_divide_scalar_(127.5)?
+            .f_sub_scalar_(1.0)?)
     }
 
     /// A batch's images and latents, brought to the device. `cache` is the data set, if that lies
@@ -318,14 +333,6 @@ impl Game {
         write_gradients(&self.generator, vector, gradients)?;
         write_scalar(vector, self.generator_layout.loss, loss)
     }
-}
-
-/// Pixels 0 … 255 to -1 … 1, channels-last as all activations are.
-fn images(pixels: &Tensor) -> Result<Tensor, TorchError> {
-    Ok(channels_last(pixels)?
-        .f_to_kind(Kind::Float)?
-        .f_divide_scalar_(127.5)?
-        .f_sub_scalar_(1.0)?)
 }
 
 /// The gradients begin every vector, in the order of the flat parameters.

@@ -8,8 +8,9 @@ use super::TrainError;
 use super::figures;
 use super::layout::part;
 use super::optimizer;
+use super::pool::Half;
 use super::state::PlayerState;
-use super::step::{Answer, Fakes, Game, Inputs, Vectors, Weights};
+use super::step::{Game, Inputs, Vectors, Weights};
 use crate::config::{Adam, Update};
 use crate::ids::ReplicaId;
 use crate::torch;
@@ -49,13 +50,6 @@ impl Stretch {
             ],
         }
     }
-}
-
-/// What a replica keeps between the two halves of a step.
-#[derive(Debug)]
-enum Half {
-    Alternating(Fakes),
-    Simultaneous(Answer),
 }
 
 /// All that the stretches of one step read and write.

@@ -36,7 +36,7 @@ pub(super) struct Account {
     pub(super) memory_bytes: u64,
 }
 
-/// Medians over the measured steps, each by itself: they need not add up.
+/// Medians over the measured steps, each by itself.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(super) struct StepTimes {
     pub(super) whole_s: f64,
@@ -47,6 +47,7 @@ pub(super) struct StepTimes {
     pub(super) data_s: f64,
     pub(super) compute_s: f64,
     pub(super) reduce_s: f64,
+    /// What the others leave of the whole; 0 where they overlap.
     pub(super) rest_s: f64,
 }
 
@@ -91,7 +92,7 @@ impl Account {
         memory_bytes: u64,
     ) -> Self {
         let (model, train) = (&job.model, &job.train);
-        let a_step = course.elapsed.as_secs_f64() / course.steps.len().max(1) as f64;
+        let a_step = course.elapsed.as_secs_f64() / course.steps.max(1) as f64;
         let flops = cost::step(model, train.update);
         let images = job.global_batch();
         let flops_per_s = (flops.total() * images) as f64 / a_step;
@@ -115,9 +116,9 @@ impl Account {
             reduction: train.reduction.to_string(),
             replicas: train.replicas,
             batch: train.batch,
-            steps: course.steps.len(),
+            steps: course.steps,
             images_per_s: images as f64 / a_step,
-            step: StepTimes::of(&course.steps),
+            step: StepTimes::of(&course.phases),
             start: Start {
                 building_s: course.building.as_secs_f64(),
                 first_step_s: course.first.as_secs_f64(),
@@ -143,28 +144,26 @@ impl Account {
 }
 
 impl StepTimes {
-    fn of(steps: &[Phases]) -> Self {
-        let at = |tenths, of: &dyn Fn(&Phases) -> Duration| {
-            quantile(steps.iter().map(of).collect(), tenths).as_secs_f64()
-        };
-        let rest = |step: &Phases| {
-            step.whole
-                .saturating_sub(step.data + step.compute + step.reduce)
-        };
+    fn of(phases: &Phases) -> Self {
+        let at = |tenths, values: &[Duration]| quantile(values, tenths).as_secs_f64();
+        let whole_s = at(5, &phases.whole);
+        let (data_s, compute_s) = (at(5, &phases.data), at(5, &phases.compute));
+        let reduce_s = at(5, &phases.reduce);
         Self {
-            whole_s: at(5, &|step| step.whole),
-            whole_p10_s: at(1, &|step| step.whole),
-            whole_p90_s: at(9, &|step| step.whole),
-            data_s: at(5, &|step| step.data),
-            compute_s: at(5, &|step| step.compute),
-            reduce_s: at(5, &|step| step.reduce),
-            rest_s: at(5, &rest),
+            whole_s,
+            whole_p10_s: at(1, &phases.whole),
+            whole_p90_s: at(9, &phases.whole),
+            data_s,
+            compute_s,
+            reduce_s,
+            rest_s: (whole_s - data_s - compute_s - reduce_s).max(0.0),
         }
     }
 }
 
 /// The value that `tenths` of ten are below, by rank; zero of nothing.
-fn quantile(mut values: Vec<Duration>, tenths: usize) -> Duration {
+fn quantile(values: &[Duration], tenths: usize) -> Duration {
+    let mut values = values.to_vec();
     values.sort_unstable();
     let last = values.len().saturating_sub(1);
     let rank = (last * tenths + 5) / 10;
@@ -255,27 +254,32 @@ mod tests {
 
     #[test]
     fn quantiles_are_values_that_were_measured() {
-        let seconds = |values: &[u64]| values.iter().map(|&s| Duration::from_secs(s)).collect();
+        let seconds = |values: &[u64]| -> Vec<Duration> {
+            values.iter().map(|&s| Duration::from_secs(s)).collect()
+        };
         let eleven: Vec<u64> = (0..11).rev().collect();
         for tenths in [0, 1, 5, 9, 10] {
-            let found = quantile(seconds(&eleven), tenths);
+            let found = quantile(&seconds(&eleven), tenths);
             assert_eq!(found, Duration::from_secs(tenths as u64));
         }
-        assert_eq!(quantile(seconds(&[3]), 9), Duration::from_secs(3));
-        assert_eq!(quantile(Vec::new(), 5), Duration::ZERO);
+        assert_eq!(quantile(&seconds(&[3]), 9), Duration::from_secs(3));
+        assert_eq!(quantile(&[], 5), Duration::ZERO);
     }
 
     #[test]
     fn the_rest_is_what_the_phases_leave() {
-        let ms = Duration::from_millis;
-        let steps = [Phases {
+        let ms = |ms| vec![Duration::from_millis(ms)];
+        let mut phases = Phases {
             data: ms(1),
             compute: ms(20),
             reduce: ms(4),
             whole: ms(30),
-        }];
-        let times = StepTimes::of(&steps);
+        };
+        let times = StepTimes::of(&phases);
         assert!((times.rest_s - 0.005).abs() < 1e-9);
         assert!((times.whole_p90_s - 0.030).abs() < 1e-9);
+        // A reduction beside the computation.
+        phases.reduce = ms(15);
+        assert_eq!(StepTimes::of(&phases).rest_s, 0.0);
     }
 }

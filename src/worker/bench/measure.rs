@@ -1,16 +1,14 @@
 //! The steps that are measured.
 
-use super::super::transport::Transport;
 use super::BenchError;
-use crate::collective::{
-    Abort, Collective, CollectiveError, Deadlines, Flags, Group, GroupPeer, Listener,
-};
-use crate::config::Job;
+use crate::collective::{Abort, Collective, Deadlines, Flags, Group, GroupPeer, Listener};
+use crate::config::{DataCache, Job};
 use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId, Step};
 use crate::plan::Plan;
 use crate::random::{Domain, Key};
 use crate::train::{Setup, StepReport, Trainer};
+use crate::worker::transport::Transport;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -20,17 +18,17 @@ const PREFETCH: usize = 4;
 /// Different batches of noise.
 const NOISES: u32 = 4;
 
-/// A step's time.
-#[derive(Clone, Copy, Debug)]
+/// How long each part of the measured steps took, a step at a time.
+#[derive(Debug, Default)]
 pub(super) struct Phases {
     /// Until its batches were there.
-    pub(super) data: Duration,
+    pub(super) data: Vec<Duration>,
     /// Computing.
-    pub(super) compute: Duration,
-    /// Adding up over replicas.
-    pub(super) reduce: Duration,
-    /// All of it, from this step's end to the last one's.
-    pub(super) whole: Duration,
+    pub(super) compute: Vec<Duration>,
+    /// Adding up over replicas; beside computing, where the two overlap.
+    pub(super) reduce: Vec<Duration>,
+    /// From one step's end to the next one's.
+    pub(super) whole: Vec<Duration>,
 }
 
 /// What a run of steps took.
@@ -40,9 +38,11 @@ pub(super) struct Course {
     pub(super) building: Duration,
     /// The first step, which every library prepares something for.
     pub(super) first: Duration,
-    /// The measured steps.
-    pub(super) steps: Vec<Phases>,
-    /// All of these together.
+    /// How many steps were measured.
+    pub(super) steps: usize,
+    /// Each of them.
+    pub(super) phases: Phases,
+    /// All of them together.
     pub(super) elapsed: Duration,
 }
 
@@ -52,31 +52,31 @@ impl Course {
         job: &Job,
         device: Device,
         cores: u32,
-        feed: Feed,
-        warmup: usize,
-        steps: usize,
+        data: bool,
+        [warmup, steps]: [usize; 2],
     ) -> Result<Self, BenchError> {
         let began = now();
-        let mut runner = Runner::new(job, device, cores, feed)?;
+        let mut runner = Runner::new(job, device, cores, data)?;
         let building = began.elapsed();
         let began = now();
         runner.step()?;
-        runner.rest()?;
+        runner.settle()?;
         let first = began.elapsed();
         for _ in 1..warmup {
             runner.step()?;
         }
-        runner.rest()?;
+        runner.settle()?;
+        runner.phases = Phases::default();
         let began = now();
-        let mut timed = Vec::new();
         for _ in 0..steps {
-            timed.extend(runner.step()?);
+            runner.step()?;
         }
-        timed.extend(runner.rest()?);
+        runner.settle()?;
         Ok(Self {
             building,
             first,
-            steps: timed,
+            steps,
+            phases: runner.phases,
             elapsed: began.elapsed(),
         })
     }
@@ -87,51 +87,68 @@ struct Runner {
     trainer: Trainer,
     collective: Box<dyn Collective>,
     feed: Feed,
-    /// The state that the next step starts from.
-    from: Step,
+    phases: Phases,
+    /// The collective's address.
+    _listener: Listener,
 }
 
 impl Runner {
-    fn new(job: &Job, device: Device, cores: u32, feed: Feed) -> Result<Self, BenchError> {
-        let replicas = job.train.replicas;
-        let trainer = Trainer::new(Setup {
+    fn new(job: &Job, device: Device, cores: u32, data: bool) -> Result<Self, BenchError> {
+        let mut trainer = Trainer::new(Setup {
             job,
             device,
-            replicas: 0..replicas,
+            replicas: 0..job.train.replicas,
             cores: cores as usize,
         })?;
+        let feed = if data {
+            Feed::data(job, &mut trainer)?
+        } else {
+            Feed::noise(job)
+        };
+        let listener = Listener::bind("127.0.0.1:0")?;
         Ok(Self {
-            from: trainer.step(),
             trainer,
-            collective: alone(job, device)?,
+            collective: alone(job, device, &listener)?,
             feed,
+            phases: Phases::default(),
+            _listener: listener,
         })
     }
 
-    /// One step. On a device the trainer tells of the one before, if one was under way.
-    fn step(&mut self) -> Result<Option<Phases>, BenchError> {
+    fn step(&mut self) -> Result<(), BenchError> {
         let began = now();
-        let batches = self.feed.next(self.from)?;
-        let data = began.elapsed();
+        let batches = self.feed.next(self.trainer.tentative())?;
+        self.phases.data.push(began.elapsed());
         let report = self
             .trainer
             .advance(batches, &mut *self.collective, Flags::default())?;
-        self.from = self.from.next();
-        Ok(report.map(|report| phases(&report, data, began.elapsed())))
+        self.phases.whole.push(began.elapsed());
+        self.note(report);
+        Ok(())
     }
 
-    /// Waits until all that was begun is done, and tells of it.
-    fn rest(&mut self) -> Result<Option<Phases>, BenchError> {
-        let began = now();
+    /// Waits until all that was begun is done.
+    fn settle(&mut self) -> Result<(), BenchError> {
         let report = self.trainer.settle(&mut *self.collective)?;
-        Ok(report.map(|report| phases(&report, Duration::ZERO, began.elapsed())))
+        self.note(report);
+        Ok(())
+    }
+
+    /// A report may be of the step before.
+    fn note(&mut self, report: Option<StepReport>) {
+        if let Some(report) = report {
+            self.phases.compute.push(report.compute);
+            self.phases.reduce.push(report.reduce);
+        }
     }
 }
 
-/// The collective of a generation of one worker: on a GPU what is measured must go the way that a
-/// job's steps go.
-fn alone(job: &Job, device: Device) -> Result<Box<dyn Collective>, CollectiveError> {
-    let listener = Listener::bind("127.0.0.1:0")?;
+/// A generation of one worker, by the transport that a worker on this device takes.
+fn alone(
+    job: &Job,
+    device: Device,
+    listener: &Listener,
+) -> Result<Box<dyn Collective>, BenchError> {
     let replicas = job.train.replicas;
     let group = Group {
         generation: Generation(1),
@@ -147,18 +164,9 @@ fn alone(job: &Job, device: Device) -> Result<Box<dyn Collective>, CollectiveErr
         connect: job.deadlines.form,
         collective: job.deadlines.collective,
     };
-    let reduction = job.train.reduction;
-    Transport::of(device).connect(&listener, &group, reduction, deadlines, &Abort::new())
-}
-
-/// This alone knows what the trainer tells of a step.
-fn phases(report: &StepReport, data: Duration, whole: Duration) -> Phases {
-    Phases {
-        data,
-        compute: report.compute,
-        reduce: report.reduce,
-        whole,
-    }
+    let (reduction, abort) = (job.train.reduction, Abort::new());
+    let mut transport = Transport::of(device);
+    Ok(transport.connect(listener, &group, reduction, deadlines, &abort)?)
 }
 
 /// Where batches come from.
@@ -199,8 +207,15 @@ impl Feed {
         }
     }
 
-    pub(super) fn data(job: &Job) -> Result<Self, BenchError> {
+    pub(super) fn data(job: &Job, trainer: &mut Trainer) -> Result<Self, BenchError> {
         let dataset = Dataset::open(job, &mut |_, _| {})?;
+        if job.data.cache == DataCache::Device {
+            trainer.cache(&dataset)?;
+        }
+        Self::read(job, dataset, trainer.has_cache())
+    }
+
+    fn read(job: &Job, dataset: Dataset, places: bool) -> Result<Self, BenchError> {
         let train = &job.train;
         let sizes = dataset.shard_sizes();
         let plan = Plan::new(&sizes, job.job.seed, train.replicas, train.batch)?;
@@ -213,7 +228,7 @@ impl Feed {
                 replicas: 0..train.replicas,
                 start: Step(0),
                 prefetch: PREFETCH,
-                places: false,
+                places,
             },
         )?;
         let mut feed = Self::Data {
@@ -287,13 +302,6 @@ mod tests {
     use crate::data::Pixels;
     use std::path::Path;
 
-    fn bytes(batch: &Batch) -> &[u8] {
-        match &batch.pixels {
-            Pixels::Bytes(bytes) => bytes,
-            Pixels::Places(_) => panic!("noise has no place in a data set"),
-        }
-    }
-
     #[test]
     fn noise_has_the_shape_of_the_jobs_batches_and_repeats() {
         let text = "
@@ -308,12 +316,12 @@ mod tests {
         assert_eq!(first.len(), 3);
         for (batch, replica) in first.iter().zip(0..) {
             assert_eq!(batch.replica, ReplicaId(replica));
-            assert_eq!(bytes(batch).len(), 2 * 32 * 32);
+            assert!(matches!(&batch.pixels, Pixels::Bytes(bytes) if bytes.len() == 2 * 32 * 32));
         }
-        assert_ne!(bytes(&first[0]), bytes(&first[1]));
-        assert_ne!(bytes(&first[0]), bytes(&feed.next(Step(1)).unwrap()[0]));
+        assert_ne!(first[0].pixels, first[1].pixels);
+        assert_ne!(first[0].pixels, feed.next(Step(1)).unwrap()[0].pixels);
         let again = feed.next(Step(u64::from(NOISES))).unwrap();
-        assert_eq!(bytes(&first[2]), bytes(&again[2]));
+        assert_eq!(first[2].pixels, again[2].pixels);
         assert_eq!(again[2].step, Step(u64::from(NOISES)));
     }
 
@@ -331,7 +339,8 @@ mod tests {
             folder.path().display()
         );
         let job = parse(&text, "digits", Path::new(env!("CARGO_MANIFEST_DIR")), &[]).unwrap();
-        let mut feed = Feed::data(&job).unwrap();
+        let dataset = Dataset::open(&job, &mut |_, _| {}).unwrap();
+        let mut feed = Feed::read(&job, dataset, false).unwrap();
         for step in 0..16 {
             let batches = feed.next(Step(step)).unwrap();
             let epoch = Epoch(step / 5);

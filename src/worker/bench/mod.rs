@@ -19,7 +19,7 @@ use crate::torch::{TorchError, device_description, peak_memory};
 use crate::train::TrainError;
 use account::Account;
 use clap::Args;
-use measure::{Course, Feed};
+use measure::Course;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tch::Device;
@@ -98,13 +98,8 @@ impl Bench {
         let cores = cli::cores(self.cores);
         let job = self.job(device, cores)?;
         let described = device_description(device)?;
-        let feed = if self.data {
-            Feed::data(&job)?
-        } else {
-            Feed::noise(&job)
-        };
-        let (warmup, steps) = (self.warmup as usize, self.steps as usize);
-        let course = Course::run(&job, device, cores, feed, warmup, steps)?;
+        let lengths = [self.warmup, self.steps].map(|steps| steps as usize);
+        let course = Course::run(&job, device, cores, self.data, lengths)?;
         // What follows needs memory of its own.
         let memory = peak_memory(device)?;
         let ceilings = ceilings::measure(device, job.train.precision, cores)?;

@@ -146,62 +146,25 @@ fn a_copy_that_is_loaded_already_is_the_one() {
     assert_eq!(found["stand_in"], false);
 }
 
-/// All of NCCL's names that Ganglion needs.
-const NAMES: [&str; 16] = [
-    "ncclGetVersion",
-    "ncclGetUniqueId",
-    "ncclGetErrorString",
-    "ncclGetLastError",
-    "ncclCommInitRankConfig",
-    "ncclCommFinalize",
-    "ncclCommDestroy",
-    "ncclCommAbort",
-    "ncclCommGetAsyncError",
-    "ncclAllReduce",
-    "ncclBroadcast",
-    "ncclAllGather",
-    "ncclSend",
-    "ncclRecv",
-    "ncclGroupStart",
-    "ncclGroupEnd",
-];
-
-/// A library of this version that has these names.
-fn made(place: &Path, version: i32, names: &[&str]) -> PathBuf {
-    let mut source = String::new();
-    for name in names {
-        let function = match *name {
-            "ncclGetVersion" => {
-                format!("(v: *mut i32) -> i32 {{ unsafe {{ *v = {version} }}; 0 }}")
-            }
-            _ => "() -> i32 { 0 }".to_owned(),
-        };
-        let line = format!("#[unsafe(no_mangle)] pub extern \"C\" fn {name}{function}\n");
-        source.push_str(&line);
-    }
-    let root = place.join(format!("made_{version}_{}.rs", names.len()));
-    std::fs::write(&root, format!("#![allow(non_snake_case)]\n{source}")).unwrap();
-    let library = root.with_extension("so");
-    library::build(&root, &library);
-    library
-}
-
 #[test]
 fn a_library_that_lacks_a_function_or_is_too_old_is_refused_by_name() {
     let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    let without_send: Vec<&str> = NAMES.into_iter().filter(|n| *n != "ncclSend").collect();
-    let path = made(place.path(), 22_809, &without_send);
+    let without_send: Vec<&str> = library::NAMES
+        .into_iter()
+        .filter(|n| *n != "ncclSend")
+        .collect();
+    let path = library::fake(place.path(), 22_809, &without_send);
     match Library::open(&path).unwrap_err() {
         NcclError::Symbol { symbol, path: at } => {
             assert_eq!((symbol, at), ("ncclSend", path));
         }
         other => panic!("{other}"),
     }
-    let path = made(place.path(), 21_005, &NAMES);
+    let path = library::fake(place.path(), 21_005, &library::NAMES);
     let refused = Library::open(&path).unwrap_err();
     assert!(matches!(refused, NcclError::TooOld { .. }), "{refused}");
     let said = refused.to_string();
     assert!(said.contains("2.10.5") && said.contains("2.14"), "{said}");
-    let path = made(place.path(), 21_400, &NAMES);
+    let path = library::fake(place.path(), 21_400, &library::NAMES);
     assert_eq!(Library::open(&path).unwrap().version_text(), "2.14.0");
 }

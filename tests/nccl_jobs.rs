@@ -7,7 +7,7 @@
 mod library;
 mod processes;
 
-use processes::{Place, Process, Served, text, worker_command};
+use processes::{Place, Process, Served, free_address, text, worker_command};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -63,6 +63,8 @@ impl Job {
 
     fn worker_with(&self, environment: &[(&str, &str)]) -> Process {
         let mut command = worker_command(&self.coordinator.url);
+        // At this address for all of its lives.
+        command.args(["--metrics-listen", &free_address()]);
         command.env("GAN_TRANSPORT", "nccl");
         command.env("GAN_NCCL_LIBRARY", library::stand_in());
         command.envs(environment.iter().copied());
@@ -151,6 +153,18 @@ fn where_one_worker_has_no_nccl_all_use_tcp_and_say_who() {
     assert!(workers[1].log().contains("/no/such/libnccl.so.2"));
 }
 
+/// Here one that is for GPUs, and is refused by each attempt to form a group.
+#[test]
+fn an_nccl_that_never_works_is_given_up_for_tcp() {
+    let mut job = Job::new(&["workers.min=2"]);
+    let useless = library::fake(job.place.path(), 22_809, &library::NAMES);
+    let useless = [("GAN_NCCL_LIBRARY", useless.to_str().unwrap())];
+    let mut workers = [job.worker_with(&useless), job.worker_with(&useless)];
+    assert_eq!(job.ends(&mut workers), undisturbed());
+    let log = workers[0].log();
+    assert!(log.contains("is not tried any more"), "{log}");
+}
+
 /// Invariants 1 and 4.
 #[test]
 fn a_worker_that_is_killed_leaves_no_trace_over_nccl() {
@@ -210,8 +224,10 @@ fn partial_data_after_an_abort_leave_no_trace() {
 fn a_process_whose_abort_hangs_starts_over_and_leaves_no_trace() {
     let log = survives("abort-hangs@9");
     assert!(log.contains("starting over"), "{log}");
-    // The same process, another life: it has said hello twice.
-    assert!(log.matches("welcome").count() >= 2, "{log}");
+    // The same process, another life: it has said hello twice, and serves metrics where it did.
+    for says in ["welcome", "metrics on http"] {
+        assert!(log.matches(says).count() >= 2, "{says:?} in {log}");
+    }
 }
 
 #[test]

@@ -197,8 +197,10 @@ impl Communicator {
             let now = lock(&self.now);
             now.abort_hangs || now.faults.abort_hangs()
         };
-        while abort_hangs {
-            std::thread::park();
+        if abort_hangs {
+            loop {
+                std::thread::park();
+            }
         }
         // Under the lock, so that whoever is about to wait for a change sees it.
         let now = lock(&self.now);

@@ -73,7 +73,7 @@ enum Fault {
     Argument,
     NoGroup,
     ToItself,
-    NoSuchFault,
+    Words,
 }
 
 fn refuse(fault: Fault) -> c_int {
@@ -381,7 +381,7 @@ unsafe extern "C" fn ganStandInFault(handle: Handle, words: *const c_char) -> c_
     // SAFETY: the caller's promise.
     let words = unsafe { CStr::from_ptr(words) };
     let Some(armed) = words.to_str().ok().and_then(faults::parse) else {
-        return refuse(Fault::NoSuchFault);
+        return refuse(Fault::Words);
     };
     if handle.is_null() {
         faults::arm_next(armed);

@@ -80,6 +80,9 @@ impl Tools {
             replicas: 0..0,
             cores: self.cores,
         })?;
+        for remark in trainer.remarks() {
+            tracing::warn!("{remark}");
+        }
         if self.enrolment.job.data.cache == DataCache::Device {
             trainer.cache(&self.dataset)?;
         }

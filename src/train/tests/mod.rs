@@ -4,6 +4,7 @@ mod ahead;
 mod copying;
 mod exactness;
 mod faults;
+mod precision;
 mod step;
 
 use super::layout::part;

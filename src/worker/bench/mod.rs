@@ -102,7 +102,7 @@ impl Bench {
         let course = Course::run(&job, device, cores, self.data, lengths)?;
         // What follows needs memory of its own.
         let memory = peak_memory(device)?;
-        let ceilings = ceilings::measure(device, job.train.precision, cores)?;
+        let ceilings = ceilings::measure(device, &job.train, cores)?;
         Ok(Account::new(
             &job, &described, cores, &course, &ceilings, memory,
         ))

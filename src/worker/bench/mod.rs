@@ -75,7 +75,9 @@ enum BenchError {
 impl From<BenchError> for Failure {
     fn from(error: BenchError) -> Self {
         match error {
-            BenchError::Config(_) | BenchError::Plan(_) => Failure::wrong(error),
+            BenchError::Config(_)
+            | BenchError::Plan(_)
+            | BenchError::Train(TrainError::Precision { .. }) => Failure::wrong(error),
             _ => Failure::failed(error),
         }
     }

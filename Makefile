@@ -59,10 +59,10 @@ bench-compare: setup ## Ganglion against PyTorch on this machine (OPTIONS="--pai
 	$(CARGO) build --release --locked
 	"$$(benches/compare/python.sh)" benches/compare/compare.py $(OPTIONS)
 
-# A Python that imports PyTorch has the libtorch for GPUs too: `make setup` links it.
+gpu-check: export GAN_CUDA = 1
 gpu-check: setup ## all that needs a GPU, row by row, on this machine (OPTIONS="--rows devices,nccl")
 	$(CARGO) build --release --locked
-	PYTHON=$$(benches/compare/python.sh) deploy/gpu-check.sh $(OPTIONS)
+	python=$$(benches/compare/python.sh) && PYTHON=$$python deploy/gpu-check.sh $(OPTIONS)
 
 goldens: ## compute the golden files that tests compare with, anew, with PyTorch
 	@test -n "$(GOLDENS)" || { echo "no script makes goldens: tests/golden*/*.py" >&2; exit 1; }

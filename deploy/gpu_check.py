@@ -105,13 +105,12 @@ class Check:
         self.ranks_said: Dict[int, str] = {}
         self.facts: Dict[str, object] = {}
         if self.rehearse:
-            profile = ROOT / "target/debug"
-            self.folder = profile
-            self.stand_in = profile / "examples/libnccl_stand_in.so"
+            self.folder = args.binaries or ROOT / "target/debug"
+            self.stand_in = self.folder / "examples/libnccl_stand_in.so"
             self.environment.update(GAN_TRANSPORT="nccl", GAN_NCCL_LIBRARY=str(self.stand_in))
         else:
             carried = (ROOT / "bin/gan-worker").is_file()
-            self.folder = ROOT / "bin" if carried else ROOT / "target/release"
+            self.folder = args.binaries or (ROOT / "bin" if carried else ROOT / "target/release")
             if carried:
                 paths = [libraries_of(args.python), os.environ.get("LD_LIBRARY_PATH")]
                 self.environment["LD_LIBRARY_PATH"] = ":".join(filter(None, paths))
@@ -569,6 +568,8 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the rows")
     parser.add_argument("--rehearse", action="store_true", help="on this CPU, with the stand-in for NCCL")
     parser.add_argument("--pack", type=Path, metavar="DIR", help="collect what another machine needs")
+    parser.add_argument("--binaries", type=Path, metavar="DIR",
+                        help="folder of the programs [default: bin, or cargo's]")
     parser.add_argument("--out", type=Path, help="write the table to this file too")
     parser.add_argument("--keep", action="store_true", help="leave the logs, and say where")
     parser.add_argument("--python", default=os.environ.get("PYTHON") or sys.executable,

@@ -421,3 +421,32 @@ fn the_ledger_is_read_while_the_job_runs_and_what_is_none_is_refused() {
     assert_eq!(code, Some(0), "{told}");
     assert!(told.contains("worker 1  assigned"), "{told}");
 }
+
+#[test]
+fn a_bench_needs_no_coordinator_and_tells_scripts_what_it_measured() {
+    let bench = |arguments: &[&str]| {
+        let mut command = Command::new(WORKER);
+        command.args(["bench", "--cores", "1", "--steps", "2", "--warmup", "1"]);
+        for set in [
+            "model.image_size=32",
+            "model.generator_width=4",
+            "model.discriminator_width=4",
+            "train.batch=2",
+        ] {
+            command.args(["--set", set]);
+        }
+        command.args(arguments);
+        output(command)
+    };
+    let told = bench(&["--json"]);
+    assert!(told.status.success(), "{}", text(&told));
+    let json: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
+    assert!(json["images_per_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(json["steps"], 2);
+    for share in [&json["arithmetic"]["share"], &json["traffic"]["share"]] {
+        assert!(share.as_f64().unwrap() > 0.0, "{json}");
+    }
+    let refused = bench(&["--set", "train.bach=3"]);
+    assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
+    assert!(text(&refused).contains("bach"), "{}", text(&refused));
+}

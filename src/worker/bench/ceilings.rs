@@ -1,7 +1,7 @@
 //! What the device can do, measured by the two things that it does best.
 
-use crate::config::Precision;
-use crate::torch::{self, TorchError};
+use crate::config::{Precision, Train};
+use crate::torch::{self, Adopted, Rules, TorchError};
 use std::hint::black_box;
 use std::time::Instant;
 use tch::{Cuda, Device, Kind, Tensor};
@@ -20,13 +20,13 @@ pub(super) struct Ceilings {
     pub(super) bytes_per_s: f64,
 }
 
-/// Measures on `cores` threads of a CPU, or all of a GPU. TF32 is on if the trainers of this
-/// process have turned it on.
-pub(super) fn measure(
-    device: Device,
-    precision: Precision,
-    cores: u32,
-) -> Result<Ceilings, TorchError> {
+/// Measures on `cores` threads of a CPU, or all of a GPU, in the precision that is trained in.
+pub(super) fn measure(device: Device, train: &Train, cores: u32) -> Result<Ceilings, TorchError> {
+    let rules = Rules {
+        deterministic: train.deterministic,
+        tf32: train.precision == Precision::Tf32,
+    };
+    let _adopted = Adopted::new(rules, device)?;
     torch::set_threads(cores);
     // Large enough for all units to be busy; the copy's far larger than any cache.
     let (side, len): (i64, i64) = match device {
@@ -34,7 +34,7 @@ pub(super) fn measure(
         Device::Cpu => (4096, 1 << 27),
         _ => (8192, 1 << 28),
     };
-    let kind = match precision {
+    let kind = match train.precision {
         Precision::F32 | Precision::Tf32 => Kind::Float,
         Precision::Bf16 => Kind::BFloat16,
     };

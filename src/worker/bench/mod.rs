@@ -75,7 +75,9 @@ enum BenchError {
 impl From<BenchError> for Failure {
     fn from(error: BenchError) -> Self {
         match error {
-            BenchError::Config(_) | BenchError::Plan(_) => Failure::wrong(error),
+            BenchError::Config(_)
+            | BenchError::Plan(_)
+            | BenchError::Train(TrainError::Precision { .. }) => Failure::wrong(error),
             _ => Failure::failed(error),
         }
     }
@@ -102,7 +104,7 @@ impl Bench {
         let course = Course::run(&job, device, cores, self.data, lengths)?;
         // What follows needs memory of its own.
         let memory = peak_memory(device)?;
-        let ceilings = ceilings::measure(device, job.train.precision, cores)?;
+        let ceilings = ceilings::measure(device, &job.train, cores)?;
         Ok(Account::new(
             &job, &described, cores, &course, &ceilings, memory,
         ))

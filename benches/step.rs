@@ -4,7 +4,7 @@
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use ganglion::collective::{Flags, InProcess};
-use ganglion::config::{Update, parse};
+use ganglion::config::{MemoryFormat, Precision, Update, parse};
 use ganglion::data::Batch;
 use ganglion::ids::{Epoch, ReplicaId};
 use ganglion::train::{Setup, Trainer};
@@ -26,12 +26,34 @@ fn step(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("step 64x64 width 64");
     group.sample_size(10);
     group.throughput(Throughput::Elements(u64::from(REPLICAS * BATCH)));
-    for (label, update) in [
-        ("alternating", Update::Alternating),
-        ("simultaneous", Update::Simultaneous),
+    ganglion::torch::keep_memory();
+    let (last, first) = (MemoryFormat::ChannelsLast, MemoryFormat::Contiguous);
+    for (label, update, precision, format) in [
+        ("alternating", Update::Alternating, Precision::F32, last),
+        ("simultaneous", Update::Simultaneous, Precision::F32, last),
+        (
+            "alternating bf16",
+            Update::Alternating,
+            Precision::Bf16,
+            last,
+        ),
+        (
+            "simultaneous bf16",
+            Update::Simultaneous,
+            Precision::Bf16,
+            last,
+        ),
+        (
+            "alternating contiguous",
+            Update::Alternating,
+            Precision::F32,
+            first,
+        ),
     ] {
         let mut job = parse(&text, "bench", Path::new("."), &[]).expect("the job is sound");
         job.train.update = update;
+        job.train.precision = precision;
+        job.train.memory_format = format;
         let mut trainer = Trainer::new(Setup {
             job: &job,
             device: Device::Cpu,
@@ -50,7 +72,7 @@ fn step(criterion: &mut Criterion) {
                         step: trainer.step(),
                         epoch: Epoch(0),
                         replica: ReplicaId(replica),
-                        pixels: pixels.clone(),
+                        pixels: pixels.clone().into(),
                         labels: None,
                     })
                     .collect();

@@ -103,12 +103,20 @@ pub struct Certificate {
     pub precision: Precision,
     /// How gradients were summed.
     pub reduction: Reduction,
+    /// Whether only kernels computed it that give the same bits from run to run.
+    #[serde(default = "deterministic")]
+    pub deterministic: bool,
     /// Length of the job.
     pub steps: Step,
     /// The checkpoints that were kept, oldest first; the last is of the last step.
     pub checkpoints: Vec<Kept>,
     /// When the job was complete, seconds since 1970 (UTC).
     pub finished_unix_seconds: f64,
+}
+
+/// Of certificates from before there was a choice.
+fn deterministic() -> bool {
+    true
 }
 
 /// Versions.
@@ -241,6 +249,31 @@ impl Certificate {
         Ok(parse(&self.job, &origin, Path::new("."), overrides)?)
     }
 
+    /// Why nobody can compute these bits again, not even with the same software on the same devices;
+    /// nothing for most jobs.
+    pub fn irreproducible(&self) -> Option<&'static str> {
+        // A CPU's kernels are deterministic anyway, and over TCP, which is all that CPUs have, sums
+        // are always exact.
+        if self.device.kind == "cpu" {
+            return None;
+        }
+        if !self.deterministic {
+            return Some(
+                "the job was run with train.deterministic = false, which let libraries choose \
+                 kernels by timing them and add in any order, so no two runs of it have the same \
+                 bits; what its certificate says of them holds for that one run",
+            );
+        }
+        if self.reduction == Reduction::Fast {
+            return Some(
+                "the job was run with train.reduction = \"fast\", which adds gradients in an order \
+                 that depends on the workers and their machines, so its bits are not those of any \
+                 other run; what its certificate says of them holds for that one run",
+            );
+        }
+        None
+    }
+
     /// Whether it agrees with itself.
     fn check(&self, path: &Path) -> Result<(), CertificateError> {
         let require = |holds: bool, detail: &dyn Fn() -> String| {
@@ -297,6 +330,12 @@ impl Certificate {
         })?;
         require(job.train.reduction == self.reduction, &|| {
             "its reduction is not its job's".to_owned()
+        })?;
+        require(job.train.deterministic == self.deterministic, &|| {
+            format!(
+                "its deterministic is {}, its job's {}",
+                self.deterministic, job.train.deterministic
+            )
         })
     }
 }
@@ -331,6 +370,7 @@ mod tests {
             },
             precision: Precision::F32,
             reduction: Reduction::Exact,
+            deterministic: true,
             steps: Step(8),
             checkpoints: vec![kept(4, "a"), kept(8, "b")],
             finished_unix_seconds: 1e9 + 0.25,
@@ -388,6 +428,31 @@ mod tests {
     }
 
     #[test]
+    fn only_what_gpus_did_in_any_order_cannot_be_computed_again() {
+        let on = |kind: &str, deterministic, reduction| {
+            let device = Device {
+                kind: kind.to_owned(),
+                ..certificate().device
+            };
+            let certificate = Certificate {
+                device,
+                deterministic,
+                reduction,
+                ..certificate()
+            };
+            certificate.irreproducible()
+        };
+        for kind in ["cpu", "cuda"] {
+            assert_eq!(on(kind, true, Reduction::Exact), None);
+        }
+        assert_eq!(on("cpu", false, Reduction::Fast), None);
+        let why = on("cuda", false, Reduction::Exact).unwrap();
+        assert!(why.contains("train.deterministic = false"), "{why}");
+        let why = on("cuda", true, Reduction::Fast).unwrap();
+        assert!(why.contains("train.reduction = \"fast\""), "{why}");
+    }
+
+    #[test]
     fn a_certificate_that_was_tampered_with_is_refused_and_says_what_is_wrong() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE);
@@ -412,6 +477,11 @@ mod tests {
             ("batch = 16", "butch = 16", "butch"),
             ("\"name\":\"j\"", "\"name\":\"k\"", "\"k\""),
             ("\"f32\"", "\"f31\"", "f31"),
+            (
+                "\"deterministic\":true",
+                "\"deterministic\":false",
+                "its deterministic is false",
+            ),
             ("{", "", ""),
             ("{", &many, ""),
         ];

@@ -151,6 +151,25 @@ fn what_is_no_longer_the_job_that_was_run_is_refused() {
     }
 }
 
+/// What a GPU computes is told by the certificate alone here: nothing is computed again.
+#[test]
+fn a_result_that_no_other_run_has_is_not_verified_and_says_why() {
+    let place = Place::new();
+    let certificate = complete(&place, &["--set", "train.deterministic=false"]);
+    let mut said = read(&certificate);
+    assert_eq!(said["deterministic"], false);
+    // On a CPU the kernels are deterministic anyway.
+    let verified = verify(&place, &certificate, &[]);
+    assert!(verified.status.success(), "{}", text(&verified));
+    said["device"]["kind"] = "cuda".into();
+    let refused = verify(&place, &write(&place, "gpu.json", &said), &[]);
+    let message = text(&refused);
+    assert_eq!(refused.status.code(), Some(64), "{message}");
+    for needle in ["can't be verified", "train.deterministic = false"] {
+        assert!(message.contains(needle), "{message}");
+    }
+}
+
 #[test]
 fn until_ends_at_the_newest_checkpoint_up_to_there() {
     let place = Place::new();

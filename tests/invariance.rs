@@ -29,6 +29,20 @@ fn the_digest_is_the_same_for_any_number_of_workers() {
 }
 
 #[test]
+fn the_digest_is_the_same_for_any_number_of_workers_in_bf16() {
+    let place = Place::new();
+    let run = |name: &str, workers: &str, precision: &str| {
+        let precision = format!("train.precision={precision}");
+        let format = "train.memory_format=contiguous";
+        let set = ["--workers", workers, "--set", &precision, "--set", format];
+        digests(&place, name, &set)
+    };
+    let alone = run("alone", "1", "bf16");
+    assert_eq!(run("together", "3", "bf16"), alone);
+    assert_ne!(run("single", "2", "f32"), alone);
+}
+
+#[test]
 fn workers_that_are_started_elsewhere_compute_the_same_bits() {
     let place = Place::new();
     let local = digests(&place, "local", &["--workers", "2"]);

@@ -11,7 +11,7 @@
 
 use ganglion::checkpoint::{Kind, Snapshot, TensorData};
 use ganglion::collective::{Flags, InProcess};
-use ganglion::config::{Job, Objective, Update, parse};
+use ganglion::config::{Job, Objective, Precision, Update, parse};
 use ganglion::data::Batch;
 use ganglion::ids::{Epoch, ReplicaId, Step};
 use ganglion::model::{Architecture, Latents, Network, Player, Statistics, view};
@@ -155,14 +155,15 @@ fn train(job: &Job, inputs: &Golden) -> (Vec<StepReport>, Snapshot, Snapshot) {
                 step: Step(step),
                 epoch: Epoch(0),
                 replica: ReplicaId(replica),
-                pixels: pixels(inputs, replica, step),
+                pixels: pixels(inputs, replica, step).into(),
                 labels: None,
             })
             .collect();
         reports.push(
             trainer
                 .advance(batches, &mut collective, Flags::default())
-                .unwrap(),
+                .unwrap()
+                .expect("in host memory a step is over when the call returns"),
         );
         if step == 0 {
             first = Some(trainer.snapshot().unwrap());
@@ -309,7 +310,7 @@ fn forward_passes_are_pytorchs() {
             [architecture.statistics as i64],
             (tch::Kind::Float, Device::Cpu),
         );
-        Network::frozen(&architecture, &flat)
+        Network::frozen(&architecture, &flat, Precision::F32)
             .unwrap()
             .forward(input, Statistics::Batch(&statistics))
             .unwrap()

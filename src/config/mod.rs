@@ -151,8 +151,8 @@ pub struct Train {
     #[serde(default)]
     pub memory_format: MemoryFormat,
     /// Only kernels that give the same bits from run to run. `false` lets libraries choose kernels
-    /// by timing them, and add in any order: faster on a GPU, and no two runs are alike.
-    /// Default `true`.
+    /// by timing them, and add in any order: faster on a GPU, and no two runs are alike, so that
+    /// `gan-coord verify` refuses the result. On a CPU it changes nothing. Default `true`.
     #[serde(default = "defaults::deterministic")]
     pub deterministic: bool,
     /// How gradients are summed. Default `exact`.
@@ -199,8 +199,9 @@ pub enum Precision {
     /// Single precision, but convolutions and matrix products round their factors to 10 bits of
     /// mantissa: NVIDIA's TensorFloat-32. Needs a GPU of compute capability 8.0 or more.
     Tf32,
-    /// Convolutions and matrix products in bfloat16 (autocast). Weights, moments, gradients and
-    /// their sums stay in single precision.
+    /// Convolutions and what lies between them in bfloat16, but for D's last, whose logits are single
+    /// precision. Weights, moments, gradients' sums, batch norm's parameters and statistics, and losses
+    /// stay in single precision. Fast where the processor or GPU multiplies bfloat16 itself.
     Bf16,
 }
 

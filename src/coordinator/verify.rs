@@ -88,6 +88,7 @@ pub(super) fn certify(
         },
         precision: job.train.precision,
         reduction: job.train.reduction,
+        deterministic: job.train.deterministic,
         steps: step,
         checkpoints,
         finished_unix_seconds: ended.map_or_else(recording::unix_seconds, |last| last.unix_seconds),
@@ -140,6 +141,12 @@ impl Verify {
     pub(super) fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         let certificate = Certificate::read(&self.certificate)?;
         let job = self.job(&certificate)?;
+        if let Some(reason) = certificate.irreproducible() {
+            return Err(Failure::wrong(format!(
+                "{}: this result can't be verified: {reason}",
+                self.certificate.display()
+            )));
+        }
         let until = Step(self.until.unwrap_or(certificate.steps.0));
         let mut expected = certificate.checkpoints.clone();
         expected.retain(|kept| kept.step <= until);

@@ -6,7 +6,7 @@
 //! is said. What a replica's batches hold depends on its spans, the seed and the epoch, not on who
 //! else is hosted beside it.
 
-use super::{Batch, DataError, Dataset, Shard};
+use super::{Batch, DataError, Dataset, Pixels, Shard};
 use crate::ids::{Epoch, ReplicaId, Step};
 use crate::plan::{Span, order};
 use std::collections::VecDeque;
@@ -33,6 +33,8 @@ pub struct LoaderSettings {
     pub start: Step,
     /// How many steps may be ready ahead of time; at least 1.
     pub prefetch: usize,
+    /// Whether batches say which samples they are of, and don't bring their bytes.
+    pub places: bool,
 }
 
 /// What [`Loader::next`] has.
@@ -332,18 +334,28 @@ impl Reader {
             return Ok(None);
         }
         let samples = self.settings.batch as usize;
-        let mut pixels = Vec::with_capacity(samples * self.dataset.sample_bytes());
+        let mut pixels = match self.settings.places {
+            true => Pixels::Places(Vec::with_capacity(samples)),
+            false => Pixels::Bytes(Vec::with_capacity(samples * self.dataset.sample_bytes())),
+        };
         let mut labels = Vec::new();
         for _ in 0..samples {
             let index = cursor.next(&self.settings, &self.dataset)?;
-            let shard = cursor.shard.as_ref();
+            let shard = cursor.shard.as_ref().map(|(shard, _)| shard);
             let Some(sample) = index.and_then(|index| shard?.sample(index)) else {
                 return Err(DataError::Assignment {
                     epoch: cursor.epoch,
                     reason: format!("replica {} runs out of samples", cursor.replica),
                 });
             };
-            pixels.extend_from_slice(sample.pixels);
+            match (&mut pixels, index, &cursor.shard) {
+                (Pixels::Places(places), Some(index), Some((_, first))) => {
+                    places.push((first + index).cast_signed());
+                }
+                (Pixels::Bytes(bytes), ..) => bytes.extend_from_slice(sample.pixels),
+                // A sample was found, so there is an index and a shard.
+                (Pixels::Places(_), ..) => {}
+            }
             labels.extend(sample.label);
         }
         Ok(Some(Batch {
@@ -365,7 +377,8 @@ struct Cursor<'a> {
     spans: std::slice::Iter<'a, Span>,
     /// What is left of the span at hand, and its shard.
     order: std::vec::IntoIter<u64>,
-    shard: Option<Arc<Shard>>,
+    /// And the place of its first sample in the data set.
+    shard: Option<(Arc<Shard>, u64)>,
 }
 
 impl Cursor<'_> {
@@ -387,7 +400,9 @@ impl Cursor<'_> {
                 self.skip -= span.len;
                 continue;
             }
-            self.shard = Some(dataset.shard(span.shard)?);
+            let before = &dataset.manifest().shards[..span.shard as usize];
+            let first = before.iter().map(|shard| shard.samples).sum();
+            self.shard = Some((dataset.shard(span.shard)?, first));
             let mut samples = order(settings.seed, self.epoch, span);
             samples.drain(..self.skip as usize);
             self.skip = 0;

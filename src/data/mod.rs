@@ -52,20 +52,45 @@ pub struct Batch {
     pub epoch: Epoch,
     /// Whose batch it is.
     pub replica: ReplicaId,
-    /// `[batch, channels, size, size]`, row-major; 0 is black.
-    pub pixels: Vec<u8>,
+    /// Its images.
+    pub pixels: Pixels,
     /// One class a sample, if the data set has labels.
     pub labels: Option<Vec<u32>>,
 }
 
-impl fmt::Debug for Batch {
+/// The images of a batch.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Pixels {
+    /// `[batch, channels, size, size]`, row-major; 0 is black.
+    Bytes(Vec<u8>),
+    /// One number a sample: its place in the data set, all shards in the manifest's order. For who
+    /// holds all of it.
+    Places(Vec<i64>),
+}
+
+impl From<Vec<u8>> for Pixels {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self::Bytes(bytes)
+    }
+}
+
+impl fmt::Debug for Pixels {
     /// Without the pixels: nobody reads megabytes of numbers in a message.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Places(places) => write!(f, "{} places", places.len()),
+        }
+    }
+}
+
+impl fmt::Debug for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Batch")
             .field("step", &self.step)
             .field("epoch", &self.epoch)
             .field("replica", &self.replica)
-            .field("bytes", &self.pixels.len())
+            .field("pixels", &self.pixels)
             .field("labels", &self.labels)
             .finish()
     }
@@ -121,6 +146,16 @@ impl Dataset {
     pub fn shard_sizes(&self) -> Vec<u64> {
         let shards = self.manifest.shards.iter();
         shards.map(|shard| shard.samples).collect()
+    }
+
+    /// All samples of all shards.
+    pub fn samples(&self) -> u64 {
+        self.shard_sizes().iter().sum()
+    }
+
+    /// Shape of a sample: channels, size, size.
+    pub fn sample_shape(&self) -> [u32; 3] {
+        [self.shape.channels, self.shape.size, self.shape.size]
     }
 
     /// Bytes of one sample: channels · size².

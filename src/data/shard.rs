@@ -166,6 +166,12 @@ impl Shard {
         self.samples
     }
 
+    /// The pixels of all samples, one after the other.
+    pub fn pixels(&self) -> &[u8] {
+        // Checked when the shard was opened, as in `sample`.
+        &self.map[HEADER..][..self.samples as usize * self.sample_bytes]
+    }
+
     /// One sample; `None` past the end.
     pub fn sample(&self, index: u64) -> Option<Sample<'_>> {
         if index >= self.samples {

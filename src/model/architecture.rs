@@ -11,7 +11,7 @@
 //! D ends in logits here; the example's sigmoid has no parameters. Sizes other than 64 add or drop
 //! doubling stages: 32 has one less, 128 one more, 256 two more.
 
-use crate::config::{Model, Update};
+use crate::config::{MemoryFormat, Model, Update};
 use std::fmt;
 use std::ops::Range;
 
@@ -135,6 +135,9 @@ pub struct Parameter {
     pub offset: usize,
     /// How it starts.
     pub initial: Initial,
+    /// The order of a convolution's weight in the flat vector. It is that of the activations, so
+    /// that no pass has to reorder it.
+    pub order: MemoryFormat,
 }
 
 impl Parameter {
@@ -295,6 +298,14 @@ impl Architecture {
         }
     }
 
+    /// The same network, its convolutions' weights in this order.
+    pub fn ordered(mut self, order: MemoryFormat) -> Self {
+        for parameter in &mut self.parameters {
+            parameter.order = order;
+        }
+        self
+    }
+
     fn empty(player: Player) -> Self {
         Self {
             player,
@@ -360,6 +371,7 @@ impl Architecture {
             shape,
             offset: self.len(),
             initial,
+            order: MemoryFormat::default(),
         });
         self.parameters.len() - 1
     }

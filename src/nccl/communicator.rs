@@ -65,6 +65,10 @@ impl Communicator {
             return Err(NcclError::Rank { rank, world_size });
         }
         let lane = Lane::of(library, device)?;
+        // It overrides what the configuration says.
+        if std::env::var_os("NCCL_COMM_BLOCKING").is_some_and(|value| value == "1") {
+            return Err(NcclError::Blocking);
+        }
         let _guard = lane.guard()?;
         let mut handle: Handle = std::ptr::null_mut();
         let mut config = Config::NON_BLOCKING;

@@ -74,6 +74,11 @@ pub enum NcclError {
         /// The library.
         path: PathBuf,
     },
+    /// The environment has NCCL wait in its calls, however long they take.
+    #[error(
+        "NCCL_COMM_BLOCKING=1 has NCCL wait without a bound for peers that don't come: unset it"
+    )]
+    Blocking,
     /// The library is for another kind of device.
     #[error("{library} works on {expected}, and this worker's device is {device:?}")]
     Device {

@@ -1,6 +1,6 @@
 //! Which device there is, and what about it decides the bits.
 
-use super::{TorchError, sys, text};
+use super::{TorchError, check, cuda_index, sys, text};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use std::ffi::{c_char, c_int, c_uint};
 use std::fmt;
@@ -55,6 +55,19 @@ pub(crate) fn loader_says(error: &libloading::Error) -> String {
     source.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
+/// Bytes of a GPU's memory that nobody has taken, and all that it has.
+///
+/// # Errors
+/// [`TorchError::Shim`], if there is no such GPU.
+pub fn free_memory(device: Device) -> Result<(u64, u64), TorchError> {
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: places for two numbers; a device that is not there is an error, not undefined.
+    check("ask for a GPU's free memory", unsafe {
+        sys::gan_free_memory(cuda_index(device), &mut free, &mut total)
+    })?;
+    Ok((free, total))
+}
+
 /// What `device` is.
 ///
 /// # Errors
@@ -84,7 +97,7 @@ fn gpu_name(index: usize) -> Result<String, TorchError> {
         doing: "name the GPU",
         message,
     };
-    let check = |function: &str, code: c_int| match code {
+    let succeed = |function: &str, code: c_int| match code {
         0 => Ok(()),
         code => Err(refuse(format!("{function} returned {code}"))),
     };
@@ -100,9 +113,9 @@ fn gpu_name(index: usize) -> Result<String, TorchError> {
         let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(find)?;
         let name_of = driver.get::<Name>(b"cuDeviceGetName\0").map_err(find)?;
         let mut device = 0;
-        check("cuInit", init(0))?;
-        check("cuDeviceGet", get(&mut device, index))?;
-        check(
+        succeed("cuInit", init(0))?;
+        succeed("cuDeviceGet", get(&mut device, index))?;
+        succeed(
             "cuDeviceGetName",
             name_of(name.as_mut_ptr().cast(), name.len() as c_int, device),
         )?;
@@ -117,6 +130,12 @@ fn gpu_name(index: usize) -> Result<String, TorchError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cpu_has_no_memory_of_a_gpus() {
+        assert!(free_memory(Device::Cpu).is_err());
+        assert!(free_memory(Device::Cuda(4_000)).is_err());
+    }
 
     #[test]
     fn a_processor_has_a_description() {

@@ -2,6 +2,7 @@
 
 use super::{TorchError, sys};
 use std::sync::atomic::{Ordering, fence};
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
 /// A flat `f32` vector in host memory.
@@ -93,6 +94,36 @@ impl HostVector {
     }
 }
 
+/// Writes `values` over all of a tensor in host memory, without a copy in between.
+///
+/// # Errors
+/// [`TorchError::Shim`], if the tensor is not contiguous, of this kind and length, and the CPU's.
+pub fn write<T: Element>(to: &Tensor, values: &[T]) -> Result<(), TorchError> {
+    let fits = to.device() == Device::Cpu
+        && to.kind() == T::KIND
+        && to.is_contiguous()
+        && to.numel() == values.len();
+    if !fits {
+        return Err(TorchError::Shim {
+            doing: "write to a tensor",
+            message: format!(
+                "{} values of kind {:?} don't fit {to:?}",
+                values.len(),
+                T::KIND
+            ),
+        });
+    }
+    if !values.is_empty() {
+        // SAFETY: the tensor has room for `values.len()` elements of this kind in a row, as checked
+        // above. Nobody has a slice of a tensor's memory: a `HostVector` gives one only while no
+        // tensor reaches it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(values.as_ptr(), to.data_ptr().cast::<T>(), values.len());
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,5 +142,19 @@ mod tests {
         drop(view);
         assert_eq!(vector.as_slice().unwrap(), [0.0, 5.0, 7.0, 7.0]);
         assert!(HostVector::zeros(0).unwrap().as_slice().unwrap().is_empty());
+    }
+
+    #[test]
+    fn values_are_written_where_they_fit_and_nowhere_else() {
+        let all = Tensor::zeros([2, 3], (Kind::Int64, Device::Cpu));
+        write(&all.narrow(0, 1, 1), &[1i64, 2, 3]).unwrap();
+        assert_eq!(
+            Vec::<i64>::try_from(&all.view([6])).unwrap(),
+            [0, 0, 0, 1, 2, 3]
+        );
+        assert!(write(&all, &[1i64, 2, 3]).is_err());
+        assert!(write(&all, &[1f32; 6]).is_err());
+        assert!(write(&all.transpose(0, 1), &[1i64; 6]).is_err());
+        write::<i64>(&all.narrow(0, 0, 0), &[]).unwrap();
     }
 }

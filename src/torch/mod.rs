@@ -3,18 +3,24 @@
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.
 
+mod arithmetic;
 mod device;
 mod driver;
 mod generator;
+mod graphs;
 mod host;
 mod stream;
 mod sys;
 
+pub use arithmetic::{
+    Adopted, Rules, compute_capability, convolve_by_product, has_fast_bf16, keep_memory,
+};
 pub(crate) use device::loader_says;
-pub use device::{DeviceDescription, device_description, load_cuda, why_no_cuda};
+pub use device::{DeviceDescription, device_description, free_memory, load_cuda, why_no_cuda};
 pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;
-pub use host::HostVector;
+pub use graphs::{Graph, GraphPool, graphs_available};
+pub use host::{HostVector, write};
 pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};
@@ -43,6 +49,16 @@ pub enum TorchError {
         /// The panic's message.
         message: String,
     },
+    /// The process computes by other rules already.
+    #[error(
+        "this process already computes with {held}, so not with {wanted}; use another process for that job"
+    )]
+    Rules {
+        /// Those that are held.
+        held: Rules,
+        /// Those that were to be adopted.
+        wanted: Rules,
+    },
     /// A tensor that must be flat `f32` in host memory is not.
     #[error("expected a flat contiguous f32 tensor in host memory, found {found}")]
     NotHost {
@@ -63,18 +79,6 @@ pub fn set_threads(threads: u32) {
     // does the same, so that it happens before the setting and not after.
     tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
-}
-
-/// The same bits from run to run on one device kind: deterministic kernels only, no kernel choice
-/// by timing, IEEE single precision (no TF32).
-///
-/// # Errors
-/// [`TorchError::Shim`].
-pub fn use_deterministic_algorithms() -> Result<(), TorchError> {
-    // SAFETY: takes nothing, sets process-wide flags that libtorch guards itself.
-    check("use deterministic algorithms", unsafe {
-        sys::gan_use_deterministic_algorithms()
-    })
 }
 
 /// `tensor` with its channels innermost in memory; a shallow copy if it is so already.
@@ -124,8 +128,9 @@ pub struct FusedAdam<'a> {
     pub exp_avg: &'a mut Tensor,
     /// Second moment, updated.
     pub exp_avg_sq: &'a mut Tensor,
-    /// Counts from 1; libtorch holds it in an f32, which is exact up to 2²⁴.
-    pub step: u64,
+    /// One f32 on the same device that counts steps from 1, exactly up to 2²⁴. It is read when the
+    /// device comes to it.
+    pub count: &'a Tensor,
     /// Step size.
     pub learning_rate: f64,
     /// Decay of the first moment.
@@ -163,14 +168,24 @@ impl FusedAdam<'_> {
                 message: "parameters, gradients and moments must be contiguous f32 tensors of one shape on one device".to_owned(),
             });
         }
-        // SAFETY: four live tensors, of one shape, kind and device as checked above.
+        let counts = self.count.numel() == 1
+            && self.count.kind() == Kind::Float
+            && self.count.device() == self.parameters.device();
+        if !counts {
+            return Err(TorchError::Shim {
+                doing: "apply Adam",
+                message: "the count of steps must be one f32 on the parameters' device".to_owned(),
+            });
+        }
+        // SAFETY: five live tensors: four of one shape, kind and device, and a number beside them,
+        // as checked above.
         check("apply Adam", unsafe {
             sys::gan_adam_(
                 self.parameters.as_ptr(),
                 self.gradients.as_ptr(),
                 self.exp_avg.as_ptr(),
                 self.exp_avg_sq.as_ptr(),
-                self.step as f64,
+                self.count.as_ptr(),
                 self.learning_rate,
                 self.beta1,
                 self.beta2,
@@ -279,13 +294,13 @@ mod tests {
         let mut p = Tensor::from_slice(&[1f32, -1.0]);
         let g = Tensor::from_slice(&[0.5f32, -0.25]);
         let (mut m, mut v) = (p.zeros_like(), p.zeros_like());
-        for step in 1..=2 {
+        for step in [1f32, 2.0] {
             FusedAdam {
                 parameters: &mut p,
                 gradients: &g,
                 exp_avg: &mut m,
                 exp_avg_sq: &mut v,
-                step,
+                count: &Tensor::from(step),
                 learning_rate: 0.1,
                 beta1: 0.5,
                 beta2: 0.999,
@@ -312,7 +327,7 @@ mod tests {
             gradients: &Tensor::zeros([3], (Kind::Float, Device::Cpu)),
             exp_avg: &mut m,
             exp_avg_sq: &mut v,
-            step: 1,
+            count: &Tensor::from(1f32),
             learning_rate: 0.1,
             beta1: 0.5,
             beta2: 0.999,
@@ -324,10 +339,5 @@ mod tests {
         });
         let error = error.unwrap_err().to_string();
         assert!(error.contains("size of tensor"), "{error}");
-    }
-
-    #[test]
-    fn deterministic_algorithms_can_be_asked_for() {
-        use_deterministic_algorithms().unwrap();
     }
 }

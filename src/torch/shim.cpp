@@ -12,12 +12,17 @@
 #include <ATen/Version.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <torch/version.h>
 
+#include <climits>
 #include <cstdint>
 #include <cstdio>
 #include <string>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -25,25 +30,47 @@
 using gan::guarded;
 using gan::last_error;
 
+namespace gan {
+// In convolution.cpp; throws.
+at::Tensor convolve_by_product(const at::Tensor& x, const at::Tensor& weight, bool transposed);
+}  // namespace gan
+
 extern "C" {
 
 const char* gan_last_error() { return last_error.c_str(); }
 
-// The same bits from run to run: no kernel that adds in an order of its own, no choice of kernels
-// by timing, no TF32. Fresh memory is left alone: filling it is for finding bugs, and costs time.
-int gan_use_deterministic_algorithms() {
-  return guarded(-1, [] {
+// Deterministic: the same bits from run to run, for no kernel adds in an order of its own and none is
+// chosen by timing. Fresh memory is left alone: filling it is for finding bugs, and costs time.
+int gan_set_rules(int deterministic, int tf32) {
+  return guarded(-1, [&] {
     auto& context = at::globalContext();
-    context.setDeterministicAlgorithms(true, /*warn_only=*/false);
+    context.setDeterministicAlgorithms(deterministic, /*warn_only=*/false);
     context.setDeterministicFillUninitializedMemory(false);
-    context.setDeterministicCuDNN(true);
-    context.setDeterministicMkldnn(true);
-    context.setBenchmarkCuDNN(false);
+    context.setDeterministicCuDNN(deterministic);
+    context.setDeterministicMkldnn(deterministic);
+    context.setBenchmarkCuDNN(!deterministic);
     // On a CPU there is no TF32, and asking makes libtorch warn of that.
     if (at::hasCUDA()) {
-      context.setAllowTF32CuDNN(false);
-      context.setAllowTF32CuBLAS(false);
+      context.setAllowTF32CuDNN(tf32);
+      context.setAllowTF32CuBLAS(tf32);
     }
+    return 0;
+  });
+}
+
+// Freed memory stays with the process, all of it in one arena: one of a thread's own would be given
+// back whenever it is empty.
+void gan_keep_memory() {
+#if defined(__GLIBC__)
+  mallopt(M_ARENA_MAX, 1);
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
+}
+
+int gan_convolve_by_product(at::Tensor* x, at::Tensor* weight, int transposed, at::Tensor** out) {
+  return guarded(-1, [&] {
+    *out = new at::Tensor(gan::convolve_by_product(*x, *weight, transposed != 0));
     return 0;
   });
 }
@@ -95,14 +122,25 @@ int gan_leaky_relu_(at::Tensor* tensor, double slope) {
   });
 }
 
-// Adam on one flat tensor, all in one pass; `step` counts from 1.
+// Adam on one flat tensor, all in one pass; `count`, on the tensor's device, counts steps from 1.
 int gan_adam_(at::Tensor* parameters, at::Tensor* gradients, at::Tensor* mean, at::Tensor* square,
-              double step, double rate, double beta1, double beta2, double epsilon) {
+              at::Tensor* count, double rate, double beta1, double beta2, double epsilon) {
   return guarded(-1, [&] {
     at::NoGradGuard no_grad;
-    at::Tensor count = at::full({}, step, parameters->options());
-    at::_fused_adam_({*parameters}, {*gradients}, {*mean}, {*square}, {}, {count}, rate, beta1,
+    at::_fused_adam_({*parameters}, {*gradients}, {*mean}, {*square}, {}, {*count}, rate, beta1,
                      beta2, /*weight_decay=*/0.0, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+    return 0;
+  });
+}
+
+// Bytes of a GPU's memory that nobody has taken, libtorch's own unused ones not counted, and all.
+int gan_free_memory(int cuda, uint64_t* free, uint64_t* total) {
+  return guarded(-1, [&] {
+    TORCH_CHECK(cuda >= 0 && cuda <= 127, "there is no GPU ", cuda);
+    auto [unused, all] =
+        c10::getDeviceAllocator(c10::kCUDA)->getMemoryInfo(static_cast<c10::DeviceIndex>(cuda));
+    *free = unused;
+    *total = all;
     return 0;
   });
 }

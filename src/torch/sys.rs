@@ -5,7 +5,14 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     pub(super) fn gan_last_error() -> *const c_char;
-    pub(super) fn gan_use_deterministic_algorithms() -> c_int;
+    pub(super) fn gan_set_rules(deterministic: c_int, tf32: c_int) -> c_int;
+    pub(super) fn gan_keep_memory();
+    pub(super) fn gan_convolve_by_product(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        transposed: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     pub(super) fn gan_generator_new(cuda: c_int, seed: u64) -> *mut c_void;
     pub(super) fn gan_generator_free(generator: *mut c_void);
     pub(super) fn gan_normal_(
@@ -22,12 +29,13 @@ unsafe extern "C" {
         gradients: *const C_tensor,
         mean: *const C_tensor,
         square: *const C_tensor,
-        step: c_double,
+        count: *const C_tensor,
         rate: c_double,
         beta1: c_double,
         beta2: c_double,
         epsilon: c_double,
     ) -> c_int;
+    pub(super) fn gan_free_memory(cuda: c_int, free: *mut u64, total: *mut u64) -> c_int;
     pub(super) fn gan_is_sole_owner(tensor: *const C_tensor) -> c_int;
     pub(super) fn gan_libtorch_version() -> *const c_char;
     pub(super) fn gan_processor() -> *const c_char;

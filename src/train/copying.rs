@@ -1,22 +1,25 @@
 //! The state, from the workers that hold it to those that don't.
 //!
 //! After a failure survivors may be a step apart, and a worker that joins has State(0). What travels
-//! is every bit of the state, one flat vector after another, through the memory that means arrive
-//! in: the large vectors are not there a second time. The copy is made in the room of the next
-//! state, and becomes the state when all of it is there.
+//! is every bit of the state, one flat vector after another: from device to device, or through the
+//! host memory that means arrive in, so that the large vectors are not there a second time. The copy
+//! is made in the room of the next state, and becomes the state when all of it is there.
 
 use super::error::Attempt;
+use super::hosted::Traveller;
 use super::layout::part;
+use super::snapshot::host_values;
 use super::state::{Average, PlayerState};
 use super::{TrainError, Trainer};
 use crate::collective::{Collective, CollectiveError};
 use crate::ids::{Rank, Step};
-use crate::torch::{HostVector, TorchError};
+use crate::torch::TorchError;
 use tch::Tensor;
 
 impl Trainer {
     /// Makes every worker's state what it is on the `holders`, to the bit: parameters, moments,
-    /// running statistics, the generator's average if one is kept, and the step.
+    /// running statistics, the generator's average if one is kept, and the step. A step that is
+    /// under way is [discarded](Trainer::discard).
     ///
     /// All ranks of the collective call it, with the same list in rising order; all holders are at
     /// State(`step`), whose bits are the same everywhere. A deadline runs for the next part of the
@@ -31,6 +34,7 @@ impl Trainer {
         holders: &[Rank],
         collective: &mut dyn Collective,
     ) -> Result<(), TrainError> {
+        self.discard();
         let held = self.state.step;
         let holds = holders.contains(&collective.rank());
         if holds && held != step {
@@ -50,14 +54,12 @@ impl Trainer {
         let (generator, discriminator) = (&self.state.generator, &self.state.discriminator);
 
         // First, for it finds out whether the ranks agree on what they do.
-        let mut running = [&generator.running, &discriminator.running]
+        let own = [&generator.running, &discriminator.running]
             .into_iter()
             .chain(average.map(|average| &average.running))
-            .flatten()
-            .copied()
-            .collect::<Vec<f32>>();
-        let copied = copying.collective.copy(holders, &mut running);
-        copied.map_err(failed)?;
+            .collect::<Vec<_>>();
+        let own = Tensor::f_cat(&own, 0).map_err(TorchError::from)?;
+        let running = copying.running(own, &failed)?;
         if holders.len() == copying.collective.world_size() as usize {
             return Ok(());
         }
@@ -89,36 +91,52 @@ impl Trainer {
         if let Some(average) = average {
             // It stays in the staging memory: there is no room for a next average.
             let staging = &mut self.generator_mean;
-            copying.flat(&average.parameters, staging, &failed)?;
+            copying.flat(&average.parameters, None, staging, &failed)?;
         }
+        let on_device = collective.on_device().is_some();
         if !holds {
-            self.take(step, &running, tracked)?;
+            self.take(step, &running, tracked, on_device)?;
         }
         Ok(())
     }
 
-    /// Makes what was copied the state. The one thing that can fail comes first, and changes nothing
-    /// then.
-    fn take(&mut self, step: Step, running: &[f32], tracked: [i64; 3]) -> Result<(), TrainError> {
-        let (of_generator, rest) = running.split_at(self.next_generator.running.len());
-        let (of_discriminator, of_average) = rest.split_at(self.next_discriminator.running.len());
+    /// Makes what was copied the state. What can fail comes first, and most of it changes nothing
+    /// then: the average, which has no room of its own, comes last.
+    fn take(
+        &mut self,
+        step: Step,
+        running: &Tensor,
+        tracked: [i64; 3],
+        on_device: bool,
+    ) -> Result<(), TrainError> {
+        let mut from = 0;
+        let mut next = |to: &mut Tensor| -> Result<(), TorchError> {
+            let len = to.numel();
+            to.f_copy_(&part(running, &(from..from + len))?)?;
+            from += len;
+            Ok(())
+        };
+        next(&mut self.next_generator.running)?;
+        next(&mut self.next_discriminator.running)?;
+        self.next_generator.batches_tracked = tracked[0];
+        self.next_discriminator.batches_tracked = tracked[1];
         if let Some(Average {
             parameters,
             running,
             batches_tracked,
         }) = &mut self.state.average
         {
-            let staged = staged(&mut self.generator_mean, parameters.numel())?;
+            let staging = &mut self.generator_mean;
+            let memory = match on_device {
+                true => staging.lend(),
+                false => staging.host().lend(),
+            };
+            let staged = part(&memory, &(0..parameters.numel())).map_err(TorchError::from)?;
             parameters.f_copy_(&staged).map_err(TorchError::from)?;
-            running.copy_from_slice(of_average);
+            next(running)?;
             *batches_tracked = tracked[2];
         }
-        self.next_generator.running.copy_from_slice(of_generator);
-        self.next_generator.batches_tracked = tracked[0];
-        self.next_discriminator
-            .running
-            .copy_from_slice(of_discriminator);
-        self.next_discriminator.batches_tracked = tracked[1];
+        self.mark()?;
         self.turn(step);
         Ok(())
     }
@@ -140,48 +158,68 @@ impl Copying<'_> {
         Ok(words[first].cast_signed())
     }
 
+    /// The holders' running statistics, where the networks compute.
+    fn running(
+        &mut self,
+        own: Tensor,
+        failed: &impl Fn(CollectiveError) -> TrainError,
+    ) -> Result<Tensor, TrainError> {
+        if let Some(device) = self.collective.on_device() {
+            device.copy(self.holders, &own).map_err(failed)?;
+            return Ok(own);
+        }
+        let mut values = host_values(&own)?;
+        let copied = self.collective.copy(self.holders, &mut values);
+        copied.map_err(failed)?;
+        let values = Tensor::f_from_slice(&values).map_err(TorchError::from)?;
+        Ok(values.f_to_device(own.device()).map_err(TorchError::from)?)
+    }
+
     /// Copies one network's parameters and moments to `to`.
     fn player(
         &mut self,
         from: &PlayerState,
         to: &mut PlayerState,
-        staging: &mut HostVector,
+        staging: &mut Traveller,
         failed: &impl Fn(CollectiveError) -> TrainError,
     ) -> Result<(), TrainError> {
-        for (from, to) in [
-            (&from.parameters, &mut to.parameters),
-            (&from.exp_avg, &mut to.exp_avg),
-            (&from.exp_avg_sq, &mut to.exp_avg_sq),
-        ] {
-            self.flat(from, staging, failed)?;
-            if !self.holds {
-                let staged = staged(staging, to.numel())?;
-                to.f_copy_(&staged).map_err(TorchError::from)?;
-            }
-        }
-        Ok(())
+        self.flat(&from.parameters, Some(&mut to.parameters), staging, failed)?;
+        self.flat(&from.exp_avg, Some(&mut to.exp_avg), staging, failed)?;
+        self.flat(&from.exp_avg_sq, Some(&mut to.exp_avg_sq), staging, failed)
     }
 
-    /// Copies a flat vector from the holders' `from` to the beginning of `staging`.
+    /// Copies a flat vector from the holders' `from` to the others' `to`; or, if there is none, to
+    /// the beginning of `staging`, a vector that is at least as long.
     fn flat(
         &mut self,
         from: &Tensor,
-        staging: &mut HostVector,
+        to: Option<&mut Tensor>,
+        staging: &mut Traveller,
         failed: &impl Fn(CollectiveError) -> TrainError,
     ) -> Result<(), TrainError> {
         let len = from.numel();
-        if self.holds {
-            let mut staged = staged(staging, len)?;
-            staged.f_copy_(from).map_err(TorchError::from)?;
+        if let Some(device) = self.collective.on_device() {
+            let vector = match to {
+                _ if self.holds => from.shallow_clone(),
+                Some(to) => to.shallow_clone(),
+                None => part(&staging.lend(), &(0..len)).map_err(TorchError::from)?,
+            };
+            return device.copy(self.holders, &vector).map_err(failed);
         }
-        let vector = &mut staging.as_mut_slice()?[..len];
+        if self.holds {
+            let staged = part(&staging.host().lend(), &(0..len));
+            staged
+                .and_then(|mut staged| staged.f_copy_(from))
+                .map_err(TorchError::from)?;
+        }
+        let vector = &mut staging.host().as_mut_slice()?[..len];
         let copied = self.collective.copy(self.holders, vector);
-        copied.map_err(failed)
+        copied.map_err(failed)?;
+        if let Some(to) = to.filter(|_| !self.holds) {
+            part(&staging.host().lend(), &(0..len))
+                .and_then(|staged| to.f_copy_(&staged))
+                .map_err(TorchError::from)?;
+        }
+        Ok(())
     }
-}
-
-/// The first `len` elements of the memory that a mean arrives in, which is at least as long as the
-/// parameters.
-fn staged(staging: &mut HostVector, len: usize) -> Result<Tensor, TorchError> {
-    Ok(part(&staging.lend(), &(0..len))?)
 }

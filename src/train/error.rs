@@ -2,6 +2,8 @@
 
 use crate::checkpoint::Kind;
 use crate::collective::CollectiveError;
+use crate::config::Precision;
+use crate::data::DataError;
 use crate::ids::{ReplicaId, Step};
 use crate::torch::TorchError;
 use std::fmt;
@@ -30,6 +32,16 @@ pub enum TrainError {
     /// libtorch refused something that is common to the replicas.
     #[error(transparent)]
     Torch(#[from] TorchError),
+    /// The device doesn't have the arithmetic that the job wants.
+    #[error("train.precision = \"{precision}\" can't be had on {device}: it {needs}")]
+    Precision {
+        /// What the job wants.
+        precision: Precision,
+        /// Where.
+        device: String,
+        /// What it takes, and what to do.
+        needs: &'static str,
+    },
     /// The operating system gave no thread.
     #[error("can't start a thread for replicas: {0}")]
     Thread(std::io::Error),
@@ -44,6 +56,18 @@ pub enum TrainError {
         /// What is wrong with them.
         detail: String,
     },
+    /// A step is under way that another collective has part in.
+    #[error(
+        "the step after State({step}) is under way with a collective on the device, which this one \
+         is not; discard it first"
+    )]
+    OtherCollective {
+        /// The state that the trainer has.
+        step: Step,
+    },
+    /// A sample that was to go to the device.
+    #[error(transparent)]
+    Data(#[from] DataError),
     /// A worker that is to give a state to the others has another one. Nothing was sent.
     #[error("can't give State({step}) to the other workers: this one has State({held})")]
     NotHeld {

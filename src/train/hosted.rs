@@ -74,22 +74,24 @@ impl Hosted {
 
     /// Each replica's batch, and its vectors to be filled.
     pub(super) fn lend(&mut self, batches: Vec<Batch>) -> Vec<(Batch, Vectors)> {
-        batches
-            .into_iter()
-            .zip(&mut self.discriminator_vectors)
+        batches.into_iter().zip(self.vectors()).collect()
+    }
+
+    /// Each replica's vectors, to be filled.
+    pub(super) fn vectors(&mut self) -> Vec<Vectors> {
+        self.discriminator_vectors
+            .iter_mut()
             .zip(&mut self.generator_vectors)
-            .map(|((batch, discriminator), generator)| {
-                let vectors = Vectors {
-                    discriminator: discriminator.lend(),
-                    generator: generator.lend(),
-                };
-                (batch, vectors)
+            .map(|(discriminator, generator)| Vectors {
+                discriminator: discriminator.lend(),
+                generator: generator.lend(),
             })
             .collect()
     }
 }
 
-/// A vector that is filled on the device and travels from host memory; on a CPU these are one.
+/// A vector of the device's that travels from host memory, or arrives there; on a CPU these are
+/// one.
 #[derive(Debug)]
 pub(super) struct Traveller {
     host: HostVector,
@@ -98,7 +100,7 @@ pub(super) struct Traveller {
 }
 
 impl Traveller {
-    fn new(len: usize, device: Device) -> Result<Self, TorchError> {
+    pub(super) fn new(len: usize, device: Device) -> Result<Self, TorchError> {
         let mut host = HostVector::zeros(len)?;
         let device = match device {
             Device::Cpu => None,
@@ -107,16 +109,29 @@ impl Traveller {
         Ok(Self { host, device })
     }
 
-    /// The vector as the device writes it.
-    fn lend(&mut self) -> Tensor {
+    /// The vector as the device reads and writes it.
+    pub(super) fn lend(&mut self) -> Tensor {
         match &self.device {
             Some(tensor) => tensor.shallow_clone(),
             None => self.host.lend(),
         }
     }
 
-    /// The vector in host memory.
-    fn as_mut_slice(&mut self) -> Result<&mut [f32], TorchError> {
+    /// The vector in host memory, where it may be anything if the device has another.
+    pub(super) fn host(&mut self) -> &mut HostVector {
+        &mut self.host
+    }
+
+    /// Brings what arrived in host memory to the device.
+    pub(super) fn arrive(&mut self) -> Result<(), TorchError> {
+        if let Some(tensor) = &mut self.device {
+            tensor.f_copy_(&self.host.lend())?;
+        }
+        Ok(())
+    }
+
+    /// The vector, brought to host memory.
+    fn depart(&mut self) -> Result<&mut [f32], TorchError> {
         if let Some(tensor) = &self.device {
             self.host.lend().f_copy_(tensor)?;
         }
@@ -155,7 +170,7 @@ fn pairs(game: &Game, replicas: usize, threads: usize) -> Result<Vec<Pair>, Trai
     })
 }
 
-/// The vectors in host memory.
+/// The vectors, brought to host memory.
 pub(super) fn slices(vectors: &mut [Traveller]) -> Result<Vec<&mut [f32]>, TorchError> {
-    vectors.iter_mut().map(Traveller::as_mut_slice).collect()
+    vectors.iter_mut().map(Traveller::depart).collect()
 }

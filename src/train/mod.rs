@@ -7,18 +7,35 @@
 //!
 //! `step` has the mathematics of one replica, `layout` what travels, `optimizer` Adam, `state` what
 //! the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
-//! don't have it, `hosted` what the hosted replicas need, `pool` their threads.
+//! don't have it, `hosted` what the hosted replicas need.
+//!
+//! There are two ways through a step, to the same bits. `host` goes through host memory: replicas
+//! run side by side on `pool`'s threads, and the step is over when the call returns. `ahead` leaves
+//! all of it on the device and is one step ahead of it: `feed` brings it what it computes on,
+//! `stretches` is what it does between reductions, kernel by kernel or as graphs that `graphs`
+//! records; `pace` has the numbers that change from step to step, `figures` brings back what a step
+//! tells, `stopwatch` how long it took. `cache` keeps a data set on the device.
 
+mod ahead;
+mod arithmetic;
+mod cache;
 mod copying;
 mod error;
+mod feed;
+mod figures;
+mod graphs;
+mod host;
 mod hosted;
 mod layout;
 mod optimizer;
+mod pace;
 mod pool;
 mod sampler;
 mod snapshot;
 mod state;
 mod step;
+mod stopwatch;
+mod stretches;
 #[cfg(test)]
 mod tests;
 
@@ -27,19 +44,20 @@ pub use sampler::Sampler;
 
 use crate::checkpoint::Snapshot;
 use crate::collective::{Collective, Flags};
-use crate::config::{Adam, Job, Update};
-use crate::data::Batch;
+use crate::config::{Job, Update};
+use crate::data::{Batch, Pixels};
 use crate::ids::Step;
-use crate::model::{Latents, Player};
-use crate::torch::{self, HostVector, TorchError};
-use hosted::{Hosted, slices};
-use layout::part;
+use crate::model::Latents;
+use crate::torch::{self, Adopted, Event, Stream, StreamGuard};
+use ahead::Ahead;
+use hosted::{Hosted, Traveller};
+use pace::Pace;
 use state::{PlayerState, State};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use step::{Game, Weights};
-use tch::Device;
+use step::Game;
+use tch::{Device, Tensor};
 
 /// What a [`Trainer`] is built from.
 #[derive(Debug)]
@@ -76,9 +94,10 @@ pub struct StepReport {
     pub grad_norm_g: f64,
     /// Elements of the mean gradients that are not finite: 0 in a healthy job.
     pub nonfinite: u64,
-    /// Time spent computing.
+    /// Time spent computing; on a device that reduces by itself, the device's time.
     pub compute: Duration,
-    /// Time spent in reductions, waiting for peers included.
+    /// Time spent in reductions while nothing was computed, waiting for peers included; on a device
+    /// that reduces by itself, the device's time.
     pub reduce: Duration,
     /// Bytes sent to peers in reductions.
     pub sent_bytes: u64,
@@ -94,10 +113,24 @@ pub struct Trainer {
     /// Room in which the next state of each network is made.
     next_generator: PlayerState,
     next_discriminator: PlayerState,
+    /// Which of the two sets of buffers the state lies in: 0 or 1, in turns.
+    side: usize,
+    pace: Pace,
     hosted: Hosted,
     /// Where means arrive, and states that are copied.
-    discriminator_mean: HostVector,
-    generator_mean: HostVector,
+    discriminator_mean: Traveller,
+    generator_mean: Traveller,
+    /// The data set, if it lies on the device.
+    cache: Option<Tensor>,
+    /// Once a step's reductions have stayed on the device.
+    ahead: Option<Box<Ahead>>,
+    /// The state is read here, and does not wait for the step that is under way.
+    aside: Stream,
+    /// Where the device was when the state became the state.
+    committed: Event,
+    remarks: Vec<String>,
+    /// By which all of the process computes while the trainer lives.
+    _rules: Adopted,
 }
 
 impl Trainer {
@@ -117,34 +150,53 @@ impl Trainer {
             replicas,
             cores,
         } = setup;
-        torch::use_deterministic_algorithms()?;
+        let remarks = arithmetic::remarks(job, device)?;
+        let rules = Adopted::new(arithmetic::rules(job), device)?;
         torch::set_threads(job.workers.threads);
         let game = Arc::new(game);
         let state = State::initial(job, &game.generator, &game.discriminator, device)?;
         let mut hosted = Hosted::nothing();
         hosted.host(&game, job, replicas, cores)?;
+        let mut committed = Event::new(device, false)?;
+        committed.record(Stream::current(device)?)?;
         Ok(Self {
             next_generator: state.generator.room()?,
             next_discriminator: state.discriminator.room()?,
             state,
+            side: 0,
+            pace: Pace::new(device)?,
             hosted,
-            discriminator_mean: HostVector::zeros(game.discriminator_layout.len)?,
-            generator_mean: HostVector::zeros(game.generator_layout.len)?,
+            discriminator_mean: Traveller::new(game.discriminator_layout.len, device)?,
+            generator_mean: Traveller::new(game.generator_layout.len, device)?,
+            cache: None,
+            ahead: None,
+            aside: Stream::from_pool(device, false)?,
+            committed,
             game,
             job: job.clone(),
             cores,
+            remarks,
+            _rules: rules,
         })
     }
 
+    /// What people should know of the job's arithmetic on this device: sentences for a log.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
     /// Hosts these replicas from now on, maybe none: a new generation. The state stays, and so do
-    /// the threads and vectors that still fit.
+    /// the threads and vectors that still fit; a step that is under way is [discarded](Self::discard).
     ///
     /// # Errors
     /// [`TrainError`]; the trainer then hosts what it hosted before.
     pub fn host(&mut self, replicas: Range<u32>) -> Result<(), TrainError> {
+        self.discard();
         if replicas == self.hosted.replicas {
             return Ok(());
         }
+        // It knows the addresses of vectors that may go.
+        self.ahead = None;
         self.hosted
             .host(&self.game, &self.job, replicas, self.cores)
     }
@@ -154,16 +206,25 @@ impl Trainer {
         self.state.step
     }
 
+    /// t of the state that the next [`advance`](Self::advance) starts from: that of the step which
+    /// is under way, if one is, and otherwise of the state.
+    pub fn tentative(&self) -> Step {
+        let pending = self.ahead.as_ref().and_then(|ahead| ahead.pending());
+        pending.unwrap_or(self.state.step)
+    }
+
     /// The replicas that it hosts.
     pub fn replicas(&self) -> Range<u32> {
         self.hosted.replicas.clone()
     }
 
-    /// A copy of the state in host memory.
+    /// A copy of the state in host memory. A step that is under way is no part of it, and not waited
+    /// for.
     ///
     /// # Errors
     /// [`TrainError::Torch`].
     pub fn snapshot(&self) -> Result<Snapshot, TrainError> {
+        let _aside = self.read_aside()?;
         Ok(snapshot::save(
             &self.state,
             &self.game.generator,
@@ -171,60 +232,75 @@ impl Trainer {
         )?)
     }
 
-    /// Goes on from a saved state.
+    /// Goes on from a saved state. A step that is under way is [discarded](Self::discard).
     ///
     /// # Errors
     /// [`TrainError::State`], which names the first thing that doesn't fit; the state is then what
     /// it was.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<(), TrainError> {
-        self.state = snapshot::load(
+        self.discard();
+        let state = snapshot::load(
             snapshot,
             &self.game.generator,
             &self.game.discriminator,
             self.job.train.ema_decay > 0.0,
             self.game.device,
         )?;
+        self.mark()?;
+        // It knows the addresses of the old one.
+        self.ahead = None;
+        self.state = state;
         Ok(())
     }
 
     /// One step, together with the workers that host the other replicas. `batches` are those of the
-    /// hosted replicas at State(t), in their order; `flags` are this worker's orders.
+    /// hosted replicas at State([`tentative`](Self::tentative)), in their order; `flags` are this
+    /// worker's orders.
+    ///
+    /// Returns the report of the step that became the state. With a collective that reduces [on the
+    /// device](Collective::on_device) this is the step before, which was under way, and nothing if
+    /// none was: the new one is under way then, until the next call or [`settle`](Self::settle). But
+    /// if any flags are up in that report all workers rest there: nothing is under way, and these
+    /// batches are those of the next step still.
     ///
     /// # Errors
-    /// [`TrainError`]. The state is then State(t) still, bit for bit, and the step can be done again
-    /// with another collective.
+    /// [`TrainError`]. The state is then State(t) still, bit for bit, nothing is under way, and the
+    /// step can be done again with another collective.
     pub fn advance(
         &mut self,
         batches: Vec<Batch>,
         collective: &mut dyn Collective,
         flags: Flags,
-    ) -> Result<StepReport, TrainError> {
-        self.check(&batches)?;
-        // A trainer may be moved from thread to thread, and the number is a thread's own.
-        torch::set_threads(self.job.workers.threads);
-        let started = now();
-        let sent = collective.sent_bytes();
-        let mut reduce = Duration::ZERO;
-        let step = self.state.step.next();
-
-        let work = self.hosted.lend(batches);
-        self.hosted.pool.begin(&self.weights(), work)?;
-        self.reduce_discriminator(collective, &mut reduce)?;
-        self.update(Player::Discriminator, step)?;
-        if self.game.update == Update::Alternating {
-            self.hosted
-                .pool
-                .finish(&self.next_discriminator.parameters)?;
+    ) -> Result<Option<StepReport>, TrainError> {
+        if collective.on_device().is_none() {
+            self.discard();
         }
-        self.reduce_generator(collective, flags, &mut reduce)?;
-        self.update(Player::Generator, step)?;
+        self.check(&batches)?;
+        if collective.on_device().is_some() {
+            self.advance_on_device(&batches, collective, flags)
+        } else {
+            self.advance_in_host_memory(batches, collective, flags)
+                .map(Some)
+        }
+    }
 
-        let mut report = self.report(step)?;
-        self.commit(step)?;
-        report.reduce = reduce;
-        report.sent_bytes = collective.sent_bytes() - sent;
-        report.compute = (now() - started).saturating_sub(reduce);
-        Ok(report)
+    /// Finishes the step that is under way, and returns its report; nothing if none is.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance): nothing is under way then.
+    pub fn settle(
+        &mut self,
+        collective: &mut dyn Collective,
+    ) -> Result<Option<StepReport>, TrainError> {
+        self.settle_on_device(collective)
+    }
+
+    /// Forgets the step that is under way, if one is: the state is what it was before it. Other
+    /// workers may have finished it, and then hold a newer state.
+    pub fn discard(&mut self) {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.discard();
+        }
     }
 
     /// Images of these latents: from the generator's average if one is kept, with running
@@ -237,6 +313,7 @@ impl Trainer {
     /// [`TrainError::Latents`] or [`TrainError::Torch`].
     pub fn sample(&self, latents: &Latents) -> Result<Vec<u8>, TrainError> {
         torch::set_threads(self.job.workers.threads);
+        let _aside = self.read_aside()?;
         let (parameters, running) = match &self.state.average {
             Some(average) => (&average.parameters, &average.running),
             None => (
@@ -244,15 +321,21 @@ impl Trainer {
                 &self.state.generator.running,
             ),
         };
-        Sampler::over(&self.job.model, parameters, running, self.game.device)?.sample(latents)
+        let architecture = self.game.generator.clone();
+        Sampler::over(
+            architecture,
+            &self.job.model,
+            parameters,
+            running,
+            self.game.device,
+        )?
+        .sample(latents)
     }
 
     /// Refuses batches that are not the hosted replicas' at this step.
     fn check(&self, batches: &[Batch]) -> Result<(), TrainError> {
-        let wrong = |detail: String| TrainError::Batches {
-            step: self.state.step,
-            detail,
-        };
+        let step = self.tentative();
+        let wrong = |detail: String| TrainError::Batches { step, detail };
         if self.hosted.replicas.is_empty() {
             return Err(wrong("the trainer hosts no replicas yet".to_owned()));
         }
@@ -265,117 +348,55 @@ impl Trainer {
         }
         let size = self.game.images.iter().product::<i64>() as usize;
         for (batch, replica) in batches.iter().zip(self.hosted.replicas.clone()) {
-            if batch.replica.0 != replica || batch.step != self.state.step {
+            if batch.replica.0 != replica || batch.step != step {
                 return Err(wrong(format!(
                     "expected replica {replica}'s, found replica {}'s at State({})",
                     batch.replica, batch.step
                 )));
             }
-            if batch.pixels.len() != size {
-                return Err(wrong(format!(
-                    "replica {replica}'s has {} pixel values, but train.batch images take {size}",
-                    batch.pixels.len()
-                )));
+            match &batch.pixels {
+                Pixels::Bytes(bytes) if bytes.len() == size => {}
+                Pixels::Bytes(bytes) => {
+                    return Err(wrong(format!(
+                        "replica {replica}'s has {} pixel values, but train.batch images take {size}",
+                        bytes.len()
+                    )));
+                }
+                Pixels::Places(places) => self.check_places(places).map_err(|detail| {
+                    wrong(format!("replica {replica}'s names places, but {detail}"))
+                })?,
             }
         }
         Ok(())
     }
 
-    fn weights(&self) -> Weights {
-        Weights {
-            generator: self.state.generator.parameters.shallow_clone(),
-            discriminator: self.state.discriminator.parameters.shallow_clone(),
-        }
-    }
-
-    fn reduce_discriminator(
-        &mut self,
-        collective: &mut dyn Collective,
-        spent: &mut Duration,
-    ) -> Result<(), TrainError> {
-        let mut hosted = slices(&mut self.hosted.discriminator_vectors)?;
-        let mean = self.discriminator_mean.as_mut_slice()?;
-        reduce(self.state.step, collective, &mut hosted, mean, spent)
-    }
-
-    fn reduce_generator(
-        &mut self,
-        collective: &mut dyn Collective,
-        flags: Flags,
-        spent: &mut Duration,
-    ) -> Result<(), TrainError> {
-        let mut hosted = slices(&mut self.hosted.generator_vectors)?;
-        for vector in &mut hosted {
-            self.game.generator_layout.raise(flags, vector);
-        }
-        let mean = self.generator_mean.as_mut_slice()?;
-        reduce(self.state.step, collective, &mut hosted, mean, spent)
-    }
-
-    /// Makes a network's next parameters and moments from its mean gradient.
-    fn update(&mut self, player: Player, step: Step) -> Result<(), TrainError> {
-        let (from, to, mean, gradients, settings): (_, _, _, _, Adam) = match player {
-            Player::Generator => (
-                &self.state.generator,
-                &mut self.next_generator,
-                &mut self.generator_mean,
-                &self.game.generator_layout.gradients,
-                self.job.optimizer.generator(),
-            ),
-            Player::Discriminator => (
-                &self.state.discriminator,
-                &mut self.next_discriminator,
-                &mut self.discriminator_mean,
-                &self.game.discriminator_layout.gradients,
-                self.job.optimizer.discriminator(),
-            ),
+    fn check_places(&self, places: &[i64]) -> Result<(), String> {
+        let batch = self.game.images[0] as usize;
+        let Some(cache) = &self.cache else {
+            return Err("no data set is on the device".to_owned());
         };
-        let gradient = part(&mean.lend(), gradients)
-            .and_then(|gradient| gradient.f_to_device(self.game.device))
-            .map_err(TorchError::from)?;
-        Ok(optimizer::update(from, to, &gradient, settings, step)?)
-    }
-
-    /// Reads the means, and follows the running statistics in the order of the forward passes:
-    /// D on real images, D on fakes, and in an alternating step the new D on fakes.
-    fn report(&mut self, step: Step) -> Result<StepReport, TrainError> {
-        let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
-        let of_d = self.discriminator_mean.as_slice()?;
-        let of_g = self.generator_mean.as_slice()?;
-
-        let mut judgements = vec![&of_d[d.real.clone()], &of_d[d.fake.clone()]];
-        if self.game.update == Update::Alternating {
-            judgements.push(&of_g[g.judged.clone()]);
+        let samples = cache.size()[0];
+        if places.len() != batch {
+            return Err(format!("{} instead of {batch} (train.batch)", places.len()));
         }
-        self.next_discriminator
-            .track(&self.state.discriminator, &judgements);
-        self.next_generator
-            .track(&self.state.generator, &[&of_g[g.generated.clone()]]);
-
-        let (grad_norm_d, nonfinite_d) = optimizer::measure(&of_d[d.gradients.clone()]);
-        let (grad_norm_g, nonfinite_g) = optimizer::measure(&of_g[g.gradients.clone()]);
-        Ok(StepReport {
-            step,
-            flags: g.flags(of_g),
-            loss_d: f64::from(of_d[d.loss]),
-            loss_g: f64::from(of_g[g.loss]),
-            d_real: f64::from(of_d[d.belief_real]),
-            d_fake: f64::from(of_d[d.belief_fake]),
-            grad_norm_d,
-            grad_norm_g,
-            nonfinite: nonfinite_d + nonfinite_g,
-            compute: Duration::ZERO,
-            reduce: Duration::ZERO,
-            sent_bytes: 0,
-        })
+        match places.iter().find(|place| !(0..samples).contains(place)) {
+            Some(place) => Err(format!("the data set on the device has no place {place}")),
+            None => Ok(()),
+        }
     }
 
-    /// Makes what is next the state. The one thing that can fail comes first and changes nothing
-    /// then.
+    /// Makes what is next the state. What can fail comes first, and changes nothing then.
     fn commit(&mut self, step: Step) -> Result<(), TrainError> {
+        let looks = match self.game.update {
+            Update::Alternating => 3,
+            Update::Simultaneous => 2,
+        };
+        self.next_generator.batches_tracked = self.state.generator.batches_tracked + 1;
+        self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + looks;
         if let Some(average) = &mut self.state.average {
-            average.follow(&self.next_generator, self.job.train.ema_decay, step)?;
+            average.follow(&self.next_generator, &self.pace)?;
         }
+        self.mark()?;
         self.turn(step);
         Ok(())
     }
@@ -384,25 +405,22 @@ impl Trainer {
     fn turn(&mut self, step: Step) {
         std::mem::swap(&mut self.state.generator, &mut self.next_generator);
         std::mem::swap(&mut self.state.discriminator, &mut self.next_discriminator);
+        self.side = 1 - self.side;
         self.state.step = step;
     }
-}
 
-fn reduce(
-    step: Step,
-    collective: &mut dyn Collective,
-    hosted: &mut [&mut [f32]],
-    mean: &mut [f32],
-    spent: &mut Duration,
-) -> Result<(), TrainError> {
-    let started = now();
-    let result = collective.reduce_mean(hosted, mean);
-    *spent += now() - started;
-    result.map_err(|source| TrainError::Collective {
-        step,
-        attempt: Attempt::Advance,
-        source,
-    })
+    /// The state is what the device has made of it by here.
+    fn mark(&mut self) -> Result<(), TrainError> {
+        let current = Stream::current(self.game.device)?;
+        Ok(self.committed.record(current)?)
+    }
+
+    /// While the guard lives this thread's work waits for the state, and for nothing that the
+    /// device was given after it: a step that is under way may wait for peers.
+    fn read_aside(&self) -> Result<StreamGuard, TrainError> {
+        self.committed.block(self.aside)?;
+        Ok(self.aside.guard()?)
+    }
 }
 
 #[expect(

@@ -4,8 +4,8 @@
 //! Every thread computes with the job's number of intra-op threads, so that how many replicas run
 //! side by side changes no bit.
 
-use super::TrainError;
-use super::step::{Fakes, Game, Vectors, Weights};
+use super::step::{Answer, Fakes, Game, Vectors, Weights};
+use super::{TrainError, now};
 use crate::config::Update;
 use crate::data::Batch;
 use crate::ids::ReplicaId;
@@ -14,18 +14,30 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 use tch::Tensor;
 
 /// What a replica is to do.
 enum Task {
-    /// The first half of an alternating step, or all of a simultaneous one.
+    /// The first half of a step.
     Begin {
         weights: Weights,
         batch: Batch,
+        /// The data set, if it lies on the device.
+        cache: Option<Tensor>,
         vectors: Vectors,
     },
-    /// The second half, against this D.
+    /// The second half of an alternating step, against this D.
     Finish { discriminator: Tensor },
+    /// The second half of a simultaneous one.
+    Respond,
+}
+
+/// What the first half of a step leaves for the second.
+#[derive(Debug)]
+pub(super) enum Half {
+    Alternating(Fakes),
+    Simultaneous(Answer),
 }
 
 enum Order {
@@ -44,6 +56,15 @@ enum Order {
 struct Reply {
     replica: ReplicaId,
     result: Result<(), TorchError>,
+    at: Instant,
+}
+
+/// Work that has been handed out, and is to be waited for.
+#[must_use = "replicas work on what they were lent until `Pool::wait` returns"]
+pub(super) struct Started {
+    replies: Receiver<Reply>,
+    /// Whether a thread was gone already.
+    lost: bool,
 }
 
 /// The hosted replicas on their threads.
@@ -107,8 +128,12 @@ impl Pool {
     }
 
     /// Has every replica do what `work` has for it, in their order, and waits for all of them.
-    /// Kernels have no deadline; a thread that dies is noticed.
     fn run(&self, work: impl Iterator<Item = Task>) -> Result<(), TrainError> {
+        self.wait(self.start(work)).map(drop)
+    }
+
+    /// Has every replica do what `work` has for it, in their order.
+    fn start(&self, work: impl Iterator<Item = Task>) -> Started {
         let (reply, replies) = channel();
         let mut lost = false;
         for ((index, replica), task) in self.replicas.clone().enumerate().zip(work) {
@@ -123,10 +148,24 @@ impl Pool {
         }
         // Each order holds a sender: once all are gone, everybody has answered or died.
         drop(reply);
+        Started { replies, lost }
+    }
+
+    /// Waits for all replicas, and says when the last one was done. Kernels have no deadline; a
+    /// thread that dies is noticed.
+    pub(super) fn wait(&self, started: Started) -> Result<Option<Instant>, TrainError> {
+        let Started { replies, lost } = started;
         let mut answered = 0;
+        let mut last = None;
         let mut failure: Option<(ReplicaId, TorchError)> = None;
-        for Reply { replica, result } in replies {
+        for Reply {
+            replica,
+            result,
+            at,
+        } in replies
+        {
             answered += 1;
+            last = last.max(Some(at));
             let Err(source) = result else { continue };
             // The lowest replica's, so that the message doesn't depend on the threads' speed.
             if failure.as_ref().is_none_or(|(other, _)| replica < *other) {
@@ -136,19 +175,21 @@ impl Pool {
         match failure {
             Some((replica, source)) => Err(TrainError::Replica { replica, source }),
             None if lost || answered < self.replicas.len() => Err(TrainError::ThreadLost),
-            None => Ok(()),
+            None => Ok(last),
         }
     }
 
-    /// The first half of an alternating step, or a whole simultaneous one.
+    /// The first half of a step.
     pub(super) fn begin(
         &self,
         weights: &Weights,
         work: Vec<(Batch, Vectors)>,
+        cache: Option<&Tensor>,
     ) -> Result<(), TrainError> {
         self.run(work.into_iter().map(|(batch, vectors)| Task::Begin {
             weights: weights.share(),
             batch,
+            cache: cache.map(Tensor::shallow_clone),
             vectors,
         }))
     }
@@ -158,6 +199,12 @@ impl Pool {
         self.run(self.replicas.clone().map(|_| Task::Finish {
             discriminator: discriminator.shallow_clone(),
         }))
+    }
+
+    /// The second half of a simultaneous step, begun: D's vectors are the caller's again, and G's
+    /// are filled when [`wait`](Self::wait) returns.
+    pub(super) fn respond(&self) -> Started {
+        self.start(self.replicas.clone().map(|_| Task::Respond))
     }
 }
 
@@ -196,7 +243,7 @@ impl Drop for Thread {
 /// A replica thread's life.
 fn serve(game: &Game, inbox: &Receiver<Order>, intra_op: u32) {
     torch::set_threads(intra_op);
-    let mut kept: Vec<Option<Fakes>> = Vec::new();
+    let mut kept: Vec<Option<Half>> = Vec::new();
     while let Ok(order) = inbox.recv() {
         let (slot, replica, task, reply) = match order {
             Order::Compute {
@@ -218,31 +265,45 @@ fn serve(game: &Game, inbox: &Receiver<Order>, intra_op: u32) {
         // All that was lent is in `task` or in `kept`: what a panic leaves of it is dropped here.
         let result = torch::catch("compute a step", || perform(game, kept, task));
         // Nobody waits any more only if the trainer is gone.
-        let _ = reply.send(Reply { replica, result });
+        let _ = reply.send(Reply {
+            replica,
+            result,
+            at: now(),
+        });
     }
 }
 
-fn perform(game: &Game, kept: &mut Option<Fakes>, task: Task) -> Result<(), TorchError> {
+fn perform(game: &Game, kept: &mut Option<Half>, task: Task) -> Result<(), TorchError> {
     // What a step left behind whose second half never came is dropped here.
-    let fakes = kept.take();
-    match task {
-        Task::Begin {
-            weights,
-            batch,
-            vectors,
-        } => match game.update {
-            Update::Alternating => {
-                *kept = Some(game.discriminate(&weights, &batch, vectors)?);
-                Ok(())
-            }
-            Update::Simultaneous => game.both(&weights, &batch, &vectors),
-        },
-        Task::Finish { discriminator } => match fakes {
-            Some(fakes) => game.deceive(fakes, &discriminator),
-            None => Err(TorchError::Panic {
-                doing: "finish a step",
-                message: "its first half has not been computed".to_owned(),
-            }),
-        },
+    let half = kept.take();
+    match (task, half) {
+        (
+            Task::Begin {
+                weights,
+                batch,
+                cache,
+                vectors,
+            },
+            _,
+        ) => {
+            let inputs = game.inputs(&batch, cache.as_ref())?;
+            *kept = Some(match game.update {
+                Update::Alternating => {
+                    Half::Alternating(game.discriminate(&weights, &inputs, vectors)?)
+                }
+                Update::Simultaneous => {
+                    Half::Simultaneous(game.oppose(&weights, &inputs, vectors)?)
+                }
+            });
+            Ok(())
+        }
+        (Task::Finish { discriminator }, Some(Half::Alternating(fakes))) => {
+            game.deceive(fakes, &discriminator)
+        }
+        (Task::Respond, Some(Half::Simultaneous(answer))) => game.respond(answer),
+        (Task::Finish { .. } | Task::Respond, _) => Err(TorchError::Panic {
+            doing: "finish a step",
+            message: "its first half has not been computed".to_owned(),
+        }),
     }
 }

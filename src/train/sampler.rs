@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::snapshot::load_network;
 use crate::checkpoint::TensorData;
-use crate::config::Model;
+use crate::config::{Model, Precision};
 use crate::model::{Architecture, Latents, Network, Statistics};
 use crate::random::{Domain, Key};
 use crate::torch::{self, TorchError};
@@ -34,25 +34,26 @@ impl Sampler {
     pub fn new(model: &Model, tensors: &[TensorData], device: Device) -> Result<Self, TrainError> {
         let architecture = Architecture::generator(model);
         let (parameters, running) = load_network("generator", tensors, &architecture)?;
-        Self::over(model, &parameters, &running, device)
+        Self::over(architecture, model, &parameters, &running, device)
     }
 
-    /// A generator over parameters that are there already.
+    /// A generator over parameters that are there already, in the architecture's order.
     pub(super) fn over(
+        architecture: Architecture,
         model: &Model,
         parameters: &Tensor,
-        running: &[f32],
+        running: &Tensor,
         device: Device,
     ) -> Result<Self, TrainError> {
         let place = || -> Result<_, TorchError> {
             Ok((
                 parameters.f_to_device(device)?,
-                Tensor::f_from_slice(running)?.f_to_device(device)?,
+                running.f_to_device(device)?,
             ))
         };
         let (parameters, running) = place()?;
         Ok(Self {
-            architecture: Architecture::generator(model),
+            architecture,
             latent: model.latent as usize,
             parameters,
             running,
@@ -106,7 +107,7 @@ impl Sampler {
             .f_view([CHUNK as i64, self.latent as i64, 1, 1])?
             .f_to_device(self.device)?;
         torch::catch("draw images", || {
-            let images = Network::frozen(&self.architecture, &self.parameters)?
+            let images = Network::frozen(&self.architecture, &self.parameters, Precision::F32)?
                 .forward(&z, Statistics::Running(&self.running))?;
             Ok(images
                 .f_narrow(0, 0, (values.len() / self.latent) as i64)?

@@ -104,7 +104,7 @@ pub(super) fn load(
             parameters: to_device(&parameters, device)?,
             exp_avg: to_device(&exp_avg?, device)?,
             exp_avg_sq: to_device(&exp_avg_sq?, device)?,
-            running,
+            running: to_device(&running, device)?,
             batches_tracked,
         })
     };
@@ -128,7 +128,7 @@ pub(super) fn load(
             reader.finish()?;
             Ok(Average {
                 parameters: to_device(&parameters, device)?,
-                running,
+                running: to_device(&running, device)?,
                 batches_tracked,
             })
         })
@@ -141,12 +141,12 @@ pub(super) fn load(
     })
 }
 
-/// A network from a state dict: flat parameters in host memory, and running statistics.
+/// A network from a state dict: flat parameters and running statistics, in host memory.
 pub(super) fn load_network(
     file: &str,
     tensors: &[TensorData],
     architecture: &Architecture,
-) -> Result<(Tensor, Vec<f32>), TrainError> {
+) -> Result<(Tensor, Tensor), TrainError> {
     let mut reader = Reader::new(file, tensors)?;
     let (parameters, running, _) = reader.network(architecture)?;
     reader.finish()?;
@@ -164,10 +164,11 @@ fn moment_name(player: Player, kind: &str, parameter: &str) -> String {
 fn state_dict(
     architecture: &Architecture,
     parameters: &Tensor,
-    running: &[f32],
+    running: &Tensor,
     batches_tracked: i64,
 ) -> Result<Vec<TensorData>, TorchError> {
     let flat = parameters.f_to_device(Device::Cpu)?;
+    let running = host_values(running)?;
     architecture
         .entries()
         .into_iter()
@@ -206,18 +207,23 @@ fn integer(name: String, value: i64) -> TensorData {
 
 /// A copy of a tensor's values in the order of its shape, whatever its order in memory.
 fn floats(name: String, shape: Vec<usize>, tensor: &Tensor) -> Result<TensorData, TorchError> {
-    let tensor = tensor.f_contiguous()?;
-    let mut values = vec![0f32; tensor.numel()];
-    tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(TensorData {
         name,
         kind: Kind::F32,
         shape,
-        bytes: values
+        bytes: host_values(tensor)?
             .iter()
             .flat_map(|value| value.to_le_bytes())
             .collect(),
     })
+}
+
+/// A tensor's values in the order of its shape, in host memory.
+pub(super) fn host_values(tensor: &Tensor) -> Result<Vec<f32>, TorchError> {
+    let tensor = tensor.f_contiguous()?;
+    let mut values = vec![0f32; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
+    Ok(values)
 }
 
 /// Takes tensors out of a file by name, and in the end refuses what is left.
@@ -317,7 +323,7 @@ impl<'a> Reader<'a> {
     fn network(
         &mut self,
         architecture: &Architecture,
-    ) -> Result<(Tensor, Vec<f32>, i64), TrainError> {
+    ) -> Result<(Tensor, Tensor, i64), TrainError> {
         let flat = room(architecture)?;
         let mut running = vec![0.0; architecture.statistics];
         let mut tracked = None;
@@ -345,6 +351,7 @@ impl<'a> Reader<'a> {
                 }
             }
         }
+        let running = Tensor::f_from_slice(&running).map_err(TorchError::from)?;
         Ok((flat, running, tracked.unwrap_or(0)))
     }
 

@@ -1,6 +1,7 @@
 //! State(t): all that the next step depends on.
 
 use super::TrainError;
+use super::pace::{Pace, Share};
 use crate::config::Job;
 use crate::ids::Step;
 use crate::model::architecture::BATCH_NORM_MOMENTUM;
@@ -17,9 +18,8 @@ pub(super) struct PlayerState {
     pub(super) exp_avg: Tensor,
     /// Adam's second moment, likewise.
     pub(super) exp_avg_sq: Tensor,
-    /// Batch norm's running means and variances, in the architecture's order. A few thousand
-    /// numbers that arrive in host memory, so they stay there.
-    pub(super) running: Vec<f32>,
+    /// Batch norm's running means and variances, in the architecture's order, likewise.
+    pub(super) running: Tensor,
     /// Batches that the running statistics have seen: `num_batches_tracked`.
     pub(super) batches_tracked: i64,
 }
@@ -31,7 +31,7 @@ pub(super) struct Average {
     /// Flat, on the device.
     pub(super) parameters: Tensor,
     /// As in [`PlayerState`].
-    pub(super) running: Vec<f32>,
+    pub(super) running: Tensor,
     /// The generator's own.
     pub(super) batches_tracked: i64,
 }
@@ -76,7 +76,7 @@ impl PlayerState {
             exp_avg: parameters.f_zeros_like()?,
             exp_avg_sq: parameters.f_zeros_like()?,
             parameters,
-            running: initial_running(architecture),
+            running: Tensor::f_from_slice(&initial_running(architecture))?.f_to_device(device)?,
             batches_tracked: 0,
         })
     }
@@ -87,48 +87,60 @@ impl PlayerState {
             parameters: self.parameters.f_zeros_like()?,
             exp_avg: self.exp_avg.f_zeros_like()?,
             exp_avg_sq: self.exp_avg_sq.f_zeros_like()?,
-            running: self.running.clone(),
+            running: self.running.f_zeros_like()?,
             batches_tracked: self.batches_tracked,
         })
     }
 
+    /// The same memory.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            parameters: self.parameters.shallow_clone(),
+            exp_avg: self.exp_avg.shallow_clone(),
+            exp_avg_sq: self.exp_avg_sq.shallow_clone(),
+            running: self.running.shallow_clone(),
+            batches_tracked: self.batches_tracked,
+        }
+    }
+
     /// Sets the running statistics to those of `from` after it has seen `batches`, in this order:
     /// running = 0.9·running + 0.1·batch, where a batch's statistics are means over the replicas.
-    pub(super) fn track(&mut self, from: &Self, batches: &[&[f32]]) {
-        self.running.clone_from(&from.running);
+    pub(super) fn track(&mut self, from: &Self, batches: &[Tensor]) -> Result<(), TorchError> {
+        let share = Share::of(BATCH_NORM_MOMENTUM, self.running.device())?;
+        let mut running = from.running.shallow_clone();
         for batch in batches {
-            blend(&mut self.running, batch, BATCH_NORM_MOMENTUM);
+            running = share.mix(&running, batch)?;
         }
-        self.batches_tracked = from.batches_tracked + batches.len() as i64;
+        Ok(self.running.f_copy_(&running)?)
     }
 }
 
 impl Average {
     fn of(generator: &PlayerState) -> Result<Self, TorchError> {
-        let mut parameters = generator.parameters.f_zeros_like()?;
-        parameters.f_copy_(&generator.parameters)?;
+        let copy = |tensor: &Tensor| -> Result<Tensor, TorchError> {
+            let mut copy = tensor.f_zeros_like()?;
+            copy.f_copy_(tensor)?;
+            Ok(copy)
+        };
         Ok(Self {
-            parameters,
-            running: generator.running.clone(),
+            parameters: copy(&generator.parameters)?,
+            running: copy(&generator.running)?,
             batches_tracked: generator.batches_tracked,
         })
     }
 
-    /// average = decay·average + (1 - decay)·generator, at the step that is being made.
-    ///
-    /// Early on the decay is less, (1 + t)/(10 + t): otherwise the average would be made of the
-    /// initialisation for the first 1/(1 - decay) steps.
+    /// average = decay·average + (1 - decay)·generator, at the step that the pace is set to.
     pub(super) fn follow(
         &mut self,
         generator: &PlayerState,
-        decay: f64,
-        step: Step,
+        pace: &Pace,
     ) -> Result<(), TorchError> {
-        let t = step.0 as f64;
-        let share = 1.0 - decay.min((1.0 + t) / (10.0 + t));
-        // The only step that can fail comes first, and it is elementwise: all or nothing.
-        let _ = self.parameters.f_lerp_(&generator.parameters, share)?;
-        blend(&mut self.running, &generator.running, share);
+        // What needs memory comes first, and changes nothing then.
+        let running = pace.share.mix(&self.running, &generator.running)?;
+        let _ = self
+            .parameters
+            .f_lerp_tensor_(&generator.parameters, &pace.weight)?;
+        self.running.f_copy_(&running)?;
         self.batches_tracked = generator.batches_tracked;
         Ok(())
     }
@@ -144,13 +156,6 @@ fn initial_running(architecture: &Architecture) -> Vec<f32> {
     running
 }
 
-/// running = (1 - share)·running + share·new, rounded once.
-fn blend(running: &mut [f32], new: &[f32], share: f64) {
-    for (running, new) in running.iter_mut().zip(new) {
-        *running = ((1.0 - share) * f64::from(*running) + share * f64::from(*new)) as f32;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,13 +168,14 @@ mod tests {
             exp_avg: parameters.copy(),
             exp_avg_sq: parameters.copy(),
             parameters,
-            running: vec![1.0],
+            running: Tensor::from_slice(&[1f32]),
             batches_tracked: 4,
         };
         let mut to = from.room().unwrap();
-        to.track(&from, &[&[10.0], &[0.0]]);
-        assert_eq!(to.running, [(0.9f64 * f64::from(1.9f32)) as f32]);
-        assert_eq!(to.batches_tracked, 6);
-        assert_eq!(from.running, [1.0]);
+        let batches = [10f32, 0.0].map(|value| Tensor::from_slice(&[value]));
+        to.track(&from, &batches).unwrap();
+        let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
+        assert_eq!(values(&to.running), [(0.9f64 * f64::from(1.9f32)) as f32]);
+        assert_eq!(values(&from.running), [1.0]);
     }
 }

@@ -1,10 +1,12 @@
 //! One replica's mathematics in one step: from images and weights to the vectors that travel.
 //!
-//! Nothing here changes the state, knows how many replicas there are, or waits for anybody.
+//! Nothing here changes the state, knows how many replicas there are, where batches come from, or
+//! waits for anybody.
 
 use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
-use crate::config::{Job, Update};
-use crate::data::Batch;
+use crate::config::{Job, MemoryFormat, Precision, Update};
+use crate::data::{Batch, Pixels};
+use crate::ids::{ReplicaId, Step};
 use crate::model::{Architecture, Latents, Network, Statistics, view};
 use crate::objective::{self, Objective};
 use crate::random::{Domain, Key};
@@ -18,6 +20,9 @@ pub(super) struct Game {
     pub(super) discriminator: Architecture,
     pub(super) objective: Box<dyn Objective>,
     pub(super) update: Update,
+    pub(super) precision: Precision,
+    /// Of activations and weights.
+    pub(super) order: MemoryFormat,
     pub(super) discriminator_layout: DiscriminatorLayout,
     pub(super) generator_layout: GeneratorLayout,
     pub(super) seed: u64,
@@ -44,11 +49,41 @@ impl Weights {
     }
 }
 
+/// What a replica computes on in one step, on the device. On a GPU this may be memory that is filled
+/// anew for every step.
+#[derive(Debug)]
+pub(super) struct Inputs {
+    /// Bytes, 0 is black: `[b, c, s, s]`.
+    pub(super) pixels: Tensor,
+    /// `[b, z, 1, 1]`.
+    pub(super) latents: Tensor,
+}
+
+impl Inputs {
+    /// The same memory.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            pixels: self.pixels.shallow_clone(),
+            latents: self.latents.shallow_clone(),
+        }
+    }
+}
+
 /// A replica's two vectors, to be written.
 #[derive(Debug)]
 pub(super) struct Vectors {
     pub(super) discriminator: Tensor,
     pub(super) generator: Tensor,
+}
+
+impl Vectors {
+    /// The same memory.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            discriminator: self.discriminator.shallow_clone(),
+            generator: self.generator.shallow_clone(),
+        }
+    }
 }
 
 /// What a replica keeps between the two halves of an alternating step: its fakes, with the graph
@@ -62,11 +97,23 @@ pub(super) struct Fakes {
     vector: Tensor,
 }
 
+/// What a replica keeps between the two halves of a simultaneous step: G's cost, with the graph
+/// that made it.
+#[derive(Debug)]
+pub(super) struct Answer {
+    cost: Tensor,
+    /// G's parameters in that graph.
+    leaves: Vec<Tensor>,
+    /// G's vector.
+    vector: Tensor,
+}
+
 impl Game {
     pub(super) fn new(job: &Job, device: Device) -> Self {
         let model = &job.model;
-        let generator = Architecture::generator(model);
-        let discriminator = Architecture::discriminator(model);
+        let order = job.train.memory_format;
+        let generator = Architecture::generator(model).ordered(order);
+        let discriminator = Architecture::discriminator(model).ordered(order);
         let side = i64::from(model.image_size);
         Self {
             discriminator_layout: DiscriminatorLayout::new(&discriminator),
@@ -75,6 +122,8 @@ impl Game {
             discriminator,
             objective: objective::of(job.train.objective),
             update: job.train.update,
+            precision: job.train.precision,
+            order,
             seed: job.job.seed,
             images: [
                 i64::from(job.train.batch),
@@ -92,16 +141,15 @@ impl Game {
     pub(super) fn discriminate(
         &self,
         weights: &Weights,
-        batch: &Batch,
+        inputs: &Inputs,
         vectors: Vectors,
     ) -> Result<Fakes, TorchError> {
         let (generated, real, faked) = self.clear(&vectors)?;
-        let generator = Network::trainable(&self.generator, &weights.generator)?;
-        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
-        let x = self.images(batch)?;
-        let z = self.latents(batch)?;
+        let generator = self.trainable(&self.generator, &weights.generator)?;
+        let discriminator = self.trainable(&self.discriminator, &weights.discriminator)?;
+        let x = self.real(&inputs.pixels)?;
 
-        let fake = generator.forward(&z, Statistics::Batch(&generated))?;
+        let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
         // Real images and fakes are minibatches of their own for batch norm.
         let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
         let on_fake = discriminator.forward(&fake.f_detach()?, Statistics::Batch(&faked))?;
@@ -119,7 +167,7 @@ impl Game {
     /// The second half of an alternating step, against the new D: fills the rest of G's vector.
     /// D is frozen: G's gradient passes through it, and D's own is never computed.
     pub(super) fn deceive(&self, fakes: Fakes, discriminator: &Tensor) -> Result<(), TorchError> {
-        let discriminator = Network::frozen(&self.discriminator, discriminator)?;
+        let discriminator = Network::frozen(&self.discriminator, discriminator, self.precision)?;
         let judged = part(&fakes.vector, &self.generator_layout.judged)?;
 
         let on_fake = discriminator.forward(&fakes.images, Statistics::Batch(&judged))?;
@@ -129,46 +177,117 @@ impl Game {
         self.write_generator(&fakes.vector, &d_g, &j_g)
     }
 
-    /// A simultaneous step: both gradients at the same point, from one look of D at the fakes.
-    pub(super) fn both(
+    /// The first half of a simultaneous step, in which both gradients are of the same point, from one
+    /// look of D at the fakes: fills D's vector, and the part of G's that tells of the fakes.
+    pub(super) fn oppose(
         &self,
         weights: &Weights,
-        batch: &Batch,
-        vectors: &Vectors,
-    ) -> Result<(), TorchError> {
-        let (generated, real, faked) = self.clear(vectors)?;
-        let generator = Network::trainable(&self.generator, &weights.generator)?;
-        let discriminator = Network::trainable(&self.discriminator, &weights.discriminator)?;
-        let x = self.images(batch)?;
-        let z = self.latents(batch)?;
+        inputs: &Inputs,
+        vectors: Vectors,
+    ) -> Result<Answer, TorchError> {
+        let (generated, real, faked) = self.clear(&vectors)?;
+        // Not where they travel from: D's vector is written, and may be on its way, before the
+        // gradient passes through this look for the second time.
+        let look = faked.f_zeros_like()?;
+        let generator = self.trainable(&self.generator, &weights.generator)?;
+        let discriminator = self.trainable(&self.discriminator, &weights.discriminator)?;
+        let x = self.real(&inputs.pixels)?;
 
-        let fake = generator.forward(&z, Statistics::Batch(&generated))?;
+        let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
         let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
-        let on_fake = discriminator.forward(&fake, Statistics::Batch(&faked))?;
+        let on_fake = discriminator.forward(&fake, Statistics::Batch(&look))?;
         let j_d = self.objective.discriminator(&on_real, &on_fake)?;
         let j_g = self.objective.generator(&on_fake)?;
-        // Each computes what it is asked for: J_D's stops at D's weights, J_G's passes them by.
+        // It computes what it is asked for: J_D's gradient stops at D's weights.
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
-        let d_g = Tensor::f_run_backward(&[&j_g], generator.leaves(), false, false)?;
 
+        part(&vectors.discriminator, &self.discriminator_layout.fake)?.f_copy_(&look)?;
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
-        self.write_generator(&vectors.generator, &d_g, &j_g)
+        Ok(Answer {
+            cost: j_g,
+            leaves: generator.into_leaves(),
+            vector: vectors.generator,
+        })
     }
 
-    /// Pixels 0 … 255 to -1 … 1, channels-last as all activations are.
-    fn images(&self, batch: &Batch) -> Result<Tensor, TorchError> {
-        let pixels = Tensor::f_from_data_size(&batch.pixels, &self.images, Kind::Uint8)?;
-        Ok(channels_last(&pixels.f_to_device(self.device)?)?
+    /// The second half of a simultaneous step: fills the rest of G's vector. J_G's gradient passes
+    /// D's weights by.
+    pub(super) fn respond(&self, answer: Answer) -> Result<(), TorchError> {
+        let d_g = Tensor::f_run_backward(&[&answer.cost], &answer.leaves, false, false)?;
+        self.write_generator(&answer.vector, &d_g, &answer.cost)
+    }
+
+    fn trainable<'a>(
+        &self,
+        architecture: &'a Architecture,
+        flat: &Tensor,
+    ) -> Result<Network<'a>, TorchError> {
+        Network::trainable(architecture, flat, self.precision)
+    }
+
+    /// Pixels 0 … 255 to -1 … 1, ordered as all activations are.
+    fn real(&self, pixels: &Tensor) -> Result<Tensor, TorchError> {
+        let pixels = match self.order {
+            MemoryFormat::ChannelsLast => channels_last(pixels)?,
+            MemoryFormat::Contiguous => pixels.f_contiguous()?,
+        };
+        Ok(pixels
             .f_to_kind(Kind::Float)?
             .f_divide_scalar_(127.5)?
             .f_sub_scalar_(1.0)?)
     }
 
+    /// A batch's images and latents, brought to the device. `cache` is the data set, if that lies
+    /// there.
+    pub(super) fn inputs(
+        &self,
+        batch: &Batch,
+        cache: Option<&Tensor>,
+    ) -> Result<Inputs, TorchError> {
+        let pixels = match (&batch.pixels, cache) {
+            (Pixels::Bytes(bytes), _) => {
+                Tensor::f_from_data_size(bytes, &self.images, Kind::Uint8)?
+                    .f_to_device(self.device)?
+            }
+            (Pixels::Places(places), Some(cache)) => {
+                let places = Tensor::f_from_slice(places)?.f_to_device(self.device)?;
+                cache.f_index_select(0, &places)?
+            }
+            (Pixels::Places(_), None) => {
+                return Err(TorchError::Shim {
+                    doing: "find a batch's images",
+                    message: "they are named by their places, but no data set is on the device"
+                        .to_owned(),
+                });
+            }
+        };
+        Ok(Inputs {
+            pixels,
+            latents: self
+                .latents(batch.step, batch.replica)?
+                .to_tensor(self.device)?,
+        })
+    }
+
+    /// What batch norm saw in a step, in the order of the forward passes, from the means of both
+    /// vectors. D: real images, fakes, and in an alternating step the new D the fakes; G: latents.
+    pub(super) fn statistics(
+        &self,
+        of_d: &Tensor,
+        of_g: &Tensor,
+    ) -> Result<[Vec<Tensor>; 2], TorchError> {
+        let (d, g) = (&self.discriminator_layout, &self.generator_layout);
+        let mut judgements = vec![part(of_d, &d.real)?, part(of_d, &d.fake)?];
+        if self.update == Update::Alternating {
+            judgements.push(part(of_g, &g.judged)?);
+        }
+        Ok([judgements, vec![part(of_g, &g.generated)?]])
+    }
+
     /// The replica's latents: of this step, whoever computes it and however often.
-    fn latents(&self, batch: &Batch) -> Result<Tensor, TorchError> {
-        let numbers = [self.seed, batch.step.0, u64::from(batch.replica.0)];
-        let key = Key::new(Domain::Latents, &numbers);
-        Latents::draw(key, self.images[0] as usize, self.latent)?.to_tensor(self.device)
+    pub(super) fn latents(&self, step: Step, replica: ReplicaId) -> Result<Latents, TorchError> {
+        let key = Key::new(Domain::Latents, &[self.seed, step.0, u64::from(replica.0)]);
+        Latents::draw(key, self.images[0] as usize, self.latent)
     }
 
     /// The places of the statistics of G(z), D(real) and D(fake), zeroed, as those of a second D's

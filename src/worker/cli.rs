@@ -115,6 +115,7 @@ impl From<WorkerError> for Failure {
 impl Cli {
     /// Runs the command.
     pub fn run(self) -> ExitCode {
+        crate::torch::keep_memory();
         let format = self.log_format;
         let result = match self.command {
             Command::Train(train) => train.run(format),

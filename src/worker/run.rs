@@ -72,6 +72,16 @@ impl Work {
     }
 }
 
+/// When what happened last.
+struct Moments {
+    /// Progress was reported.
+    reported: Option<Instant>,
+    /// A step became the state.
+    stepped: Instant,
+    /// How long the last batches were waited for.
+    waited: Duration,
+}
+
 /// One generation's run.
 pub(super) struct Run<'a> {
     pub(super) tools: &'a Tools,
@@ -109,9 +119,12 @@ impl Run<'_> {
             Some(Close::Left) => return self.conclude(Finish::Left),
         }
         self.save_what_is_due()?;
-        let mut reported_at = None;
-        let mut stepped_at = Instant::now();
-        while self.trainer.step() < self.total {
+        let mut at = Moments {
+            reported: None,
+            stepped: Instant::now(),
+            waited: Duration::ZERO,
+        };
+        while self.trainer.tentative() < self.total {
             match self.inbox.look(self.generation)? {
                 Came::Nothing => {}
                 Came::Successor => return Ok(Ended::Superseded),
@@ -124,6 +137,10 @@ impl Run<'_> {
             let batches = match self.work.next(self.job().deadlines.data)? {
                 Next::Batches(batches) => batches,
                 Next::Exhausted => {
+                    let settled = self.trainer.settle(self.collective)?;
+                    if let Some(ended) = self.reached(settled, &mut at)? {
+                        return Ok(ended);
+                    }
                     self.report();
                     match self.wait_for_work()? {
                         None => continue,
@@ -131,26 +148,52 @@ impl Run<'_> {
                     }
                 }
             };
-            let waited = asked_at.elapsed();
-            let epoch = self.plan.locate(self.trainer.step()).0;
+            at.waited = asked_at.elapsed();
             let flags = self.tools.orders.flags(self.generation);
             faults::pass(Point::BeforeReduction);
-            let report = self.trainer.advance(batches, self.collective, flags)?;
+            let went = self.trainer.advance(batches, self.collective, flags)?;
             faults::pass(Point::AfterReduction);
-            let now = Instant::now();
-            let took = now.duration_since(std::mem::replace(&mut stepped_at, now));
-            self.record(&report, epoch, waited, took);
-            // The first step ends a recovery: the coordinator hears of it at once.
-            if reported_at.is_none_or(|at| now.duration_since(at) >= REPORT_EVERY) {
-                reported_at = Some(now);
-                self.report();
-            }
-            self.save(&report)?;
-            if report.flags.any() && report.step < self.total {
-                return self.obey(report.flags);
+            if let Some(ended) = self.reached(went, &mut at)? {
+                return Ok(ended);
             }
         }
-        self.conclude(Finish::Complete)
+        let settled = self.trainer.settle(self.collective)?;
+        match self.reached(settled, &mut at)? {
+            Some(ended) => Ok(ended),
+            None => self.conclude(Finish::Complete),
+        }
+    }
+
+    /// Does what is due at a step that has become the state, if one has; and says how the
+    /// generation ends, if all are to rest here.
+    ///
+    /// The trainer may be a step ahead already. What is saved is the state, and not that.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "steps are timed, and progress is reported in real time"
+    )]
+    fn reached(
+        &mut self,
+        report: Option<StepReport>,
+        at: &mut Moments,
+    ) -> Result<Option<Ended>, GenerationError> {
+        let Some(report) = report else {
+            return Ok(None);
+        };
+        let now = Instant::now();
+        let took = now.duration_since(std::mem::replace(&mut at.stepped, now));
+        self.record(&report, at.waited, took);
+        // The first step ends a recovery: the coordinator hears of it at once.
+        let due = |at: Instant| now.duration_since(at) >= REPORT_EVERY;
+        if at.reported.is_none_or(due) {
+            at.reported = Some(now);
+            self.report();
+        }
+        self.save(&report)?;
+        if report.flags.any() && report.step < self.total {
+            return self.obey(report.flags).map(Some);
+        }
+        Ok(None)
     }
 
     fn job(&self) -> &Job {
@@ -227,7 +270,9 @@ impl Run<'_> {
         }
     }
 
-    fn record(&mut self, report: &StepReport, epoch: Epoch, waited: Duration, took: Duration) {
+    fn record(&mut self, report: &StepReport, waited: Duration, took: Duration) {
+        // That of the state which the step started from.
+        let epoch = self.plan.locate(Step(report.step.0.saturating_sub(1))).0;
         self.tools.pulse.computed(report.step, report.compute);
         self.measure(report, epoch, waited, took);
         self.history.push(proto::StepRecord {

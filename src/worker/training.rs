@@ -17,6 +17,7 @@ use super::transport::Transport;
 use super::wire::Assignment;
 use crate::checkpoint;
 use crate::collective::{Abort, Collective, CollectiveError, Deadlines, Listener};
+use crate::config::DataCache;
 use crate::data::{DataError, Dataset, Loader, LoaderSettings};
 use crate::ids::{Generation, Rank, Step};
 use crate::membership::{Breakage, CheckpointRecord, DeviceKind, Finish, Forming};
@@ -25,7 +26,6 @@ use crate::proto;
 use crate::session::{Newest, newest};
 use crate::telemetry::metrics;
 use crate::train::{Setup, Trainer};
-use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -74,12 +74,19 @@ impl Tools {
     }
 
     fn trainer(&self) -> Result<Trainer, GenerationError> {
-        Ok(Trainer::new(Setup {
+        let mut trainer = Trainer::new(Setup {
             job: &self.enrolment.job,
             device: self.device,
             replicas: 0..0,
             cores: self.cores,
-        })?)
+        })?;
+        for remark in trainer.remarks() {
+            tracing::warn!("{remark}");
+        }
+        if self.enrolment.job.data.cache == DataCache::Device {
+            trainer.cache(&self.dataset)?;
+        }
+        Ok(trainer)
     }
 
     fn plan(&self) -> Result<Plan, GenerationError> {
@@ -88,7 +95,7 @@ impl Tools {
         Ok(Plan::new(&sizes, job.job.seed, replicas, batch)?)
     }
 
-    fn loader(&self, plan: &Plan, hosted: Range<u32>, start: Step) -> Result<Loader, DataError> {
+    fn loader(&self, plan: &Plan, trainer: &Trainer, start: Step) -> Result<Loader, DataError> {
         let job = &self.enrolment.job;
         Loader::start(
             Arc::clone(&self.dataset),
@@ -96,9 +103,10 @@ impl Tools {
                 seed: job.job.seed,
                 batch: job.train.batch,
                 steps_per_epoch: plan.steps_per_epoch(),
-                replicas: hosted,
+                replicas: trainer.replicas(),
                 start,
                 prefetch: PREFETCH,
+                places: trainer.has_cache(),
             },
         )
     }
@@ -336,7 +344,7 @@ impl Seat<'_> {
         let newest = newest(&held, saved.map(|saved| saved.step));
         let start = newest.step();
         // It reads ahead while the state is on its way.
-        let loader = training.tools.loader(plan, trainer.replicas(), start)?;
+        let loader = training.tools.loader(plan, trainer, start)?;
         let mut work = Work::new(loader, plan.locate(start).0);
         work.give(assignment.work);
         let leads = collective.rank() == Rank(0);
@@ -363,7 +371,7 @@ impl Seat<'_> {
         if leads {
             training.lead(plan)?;
         }
-        Run {
+        let went = Run {
             tools: &training.tools,
             inbox: &mut training.inbox,
             history: &mut training.history,
@@ -374,12 +382,15 @@ impl Seat<'_> {
             generation,
             total: assignment.total,
             close: assignment.close,
-            trainer,
+            trainer: &mut *trainer,
             plan,
             collective,
             abort,
             work,
         }
-        .train()
+        .train();
+        // A step that is under way still has nobody who would settle it.
+        trainer.discard();
+        went
     }
 }

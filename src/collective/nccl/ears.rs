@@ -11,6 +11,7 @@ use crate::collective::wire::{self, HEADER, Label};
 use crate::ids::{Generation, Rank};
 use std::io::{self, Read};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
@@ -35,12 +36,14 @@ pub(super) struct Ears {
 pub(super) struct Heard {
     ends: Mutex<Vec<(Rank, End)>>,
     streams: Vec<Weak<TcpStream>>,
+    /// This rank has cut its peers off: that they are gone afterwards says nothing of them.
+    is_cut: AtomicBool,
 }
 
 /// How a peer's connection ended.
 #[derive(Clone, Debug)]
 enum End {
-    /// It said that it needs nothing more.
+    /// It said that it needs nothing more, or this rank doesn't.
     Left,
     Lost(io::ErrorKind, String),
 }
@@ -60,6 +63,7 @@ impl Heard {
 
     /// Cuts every peer off, so that it learns of it.
     pub(super) fn cut(&self) {
+        self.is_cut.store(true, Ordering::SeqCst);
         for stream in self.streams.iter().filter_map(Weak::upgrade) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -94,6 +98,7 @@ impl Ears {
         let heard = Arc::new(Heard {
             ends: Mutex::new(Vec::new()),
             streams: streams.map(|(_, stream)| Arc::downgrade(&stream)).collect(),
+            is_cut: AtomicBool::new(false),
         });
         let mut inboxes: Vec<_> = (0..world_size).map(|_| None).collect();
         for (rank, stream) in connections.streams() {
@@ -102,7 +107,10 @@ impl Ears {
             thread::Builder::new()
                 .name(format!("collective-ear-{rank}"))
                 .spawn(move || {
-                    let end = listen(&stream, &sender);
+                    let mut end = listen(&stream, &sender);
+                    if heard.is_cut.load(Ordering::SeqCst) {
+                        end = End::Left;
+                    }
                     heard.ends().push((rank, end));
                     // Only then: whoever finds the inbox closed finds out why.
                     drop(sender);
@@ -222,6 +230,7 @@ impl Links for Ears {
     }
 
     fn cut(&mut self) {
+        self.heard.cut();
         self.connections.cut();
     }
 }

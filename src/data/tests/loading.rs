@@ -1,5 +1,5 @@
 use super::{TempDirs, assert_says, job, number, numbered, open};
-use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next};
+use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next, Pixels};
 use crate::ids::{Epoch, ReplicaId, Step};
 use crate::plan::{Plan, Span, order};
 use std::ops::Range;
@@ -35,6 +35,10 @@ fn fixture() -> Fixture {
 
 impl Fixture {
     fn loader(&self, replicas: Range<u32>, start: u64) -> Loader {
+        self.loader_of(replicas, start, false)
+    }
+
+    fn loader_of(&self, replicas: Range<u32>, start: u64, places: bool) -> Loader {
         let settings = LoaderSettings {
             seed: SEED,
             batch: BATCH,
@@ -42,6 +46,7 @@ impl Fixture {
             replicas,
             start: Step(start),
             prefetch: 2,
+            places,
         };
         Loader::start(Arc::clone(&self.data), settings).unwrap()
     }
@@ -71,8 +76,11 @@ fn drain(loader: &mut Loader) -> Vec<Vec<Batch>> {
 }
 
 fn numbers(batch: &Batch) -> Vec<u32> {
-    assert_eq!(batch.pixels.len(), BATCH as usize * 32 * 32);
-    let numbers: Vec<u32> = batch.pixels.chunks(32 * 32).map(number).collect();
+    let Pixels::Bytes(pixels) = &batch.pixels else {
+        panic!("{batch:?} brings no bytes");
+    };
+    assert_eq!(pixels.len(), BATCH as usize * 32 * 32);
+    let numbers: Vec<u32> = pixels.chunks(32 * 32).map(number).collect();
     let labels: Vec<u32> = numbers.iter().map(|number| number % 7).collect();
     assert_eq!(batch.labels, Some(labels), "labels belong to other samples");
     numbers
@@ -100,6 +108,36 @@ fn batches_are_what_plan_and_order_say() {
                 assert_eq!(numbers(batch), expected);
             }
         }
+    }
+}
+
+#[test]
+fn places_name_the_samples_that_bytes_would_bring() {
+    let fixture = fixture();
+    let whole: Vec<u8> = (0..fixture.data.shard_sizes().len() as u32)
+        .flat_map(|shard| fixture.data.shard(shard).unwrap().pixels().to_vec())
+        .collect();
+    assert_eq!(whole.len() as u64, fixture.data.samples() * 32 * 32);
+    let bytes = fixture.loaded(1..3, 4, 0..2);
+    let mut loader = fixture.loader_of(1..3, 4, true);
+    for epoch in 0..2 {
+        loader.assign(Epoch(epoch), fixture.spans(1..3, epoch));
+    }
+    let places = drain(&mut loader);
+    assert_eq!(places.len(), bytes.len());
+    for (mut place, byte) in places
+        .into_iter()
+        .flatten()
+        .zip(bytes.into_iter().flatten())
+    {
+        let Pixels::Places(numbers) = &place.pixels else {
+            panic!("{place:?} names no places");
+        };
+        let images = numbers
+            .iter()
+            .flat_map(|&place| whole[place as usize * 32 * 32..][..32 * 32].to_vec());
+        place.pixels = Pixels::Bytes(images.collect());
+        assert!(place == byte, "{place:?} {byte:?}");
     }
 }
 

@@ -1,11 +1,14 @@
 //! The invariants of a step, on networks small enough to train in a moment.
 
+mod ahead;
 mod copying;
 mod exactness;
 mod faults;
+mod precision;
 mod step;
 
-use super::step::Vectors;
+use super::layout::part;
+use super::step::{Vectors, Weights};
 use super::*;
 use crate::checkpoint::TensorData;
 use crate::collective::{CollectiveError, InProcess};
@@ -13,6 +16,7 @@ use crate::config::{Objective, parse};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId};
 use crate::objective;
 use crate::random::{Domain, Key};
+use crate::torch::TorchError;
 use std::path::Path;
 use std::time::Duration;
 use tch::Tensor;
@@ -53,7 +57,7 @@ fn batch(job: &Job, step: u64, replica: u32) -> Batch {
         step: Step(step),
         epoch: Epoch(0),
         replica: ReplicaId(replica),
-        pixels: (0..len).map(|_| stream.below(256) as u8).collect(),
+        pixels: Pixels::Bytes((0..len).map(|_| stream.below(256) as u8).collect()),
         labels: None,
     }
 }
@@ -76,7 +80,8 @@ fn advance(
         .replicas()
         .map(|replica| batch(&trainer.job, trainer.step().0, replica))
         .collect();
-    trainer.advance(batches, collective, Flags::default())
+    let report = trainer.advance(batches, collective, Flags::default())?;
+    Ok(report.expect("in host memory a step is over when the call returns"))
 }
 
 fn train(trainer: &mut Trainer, steps: usize) -> Snapshot {
@@ -156,7 +161,9 @@ fn train_together(
                             .clone()
                             .map(|replica| batch(job, trainer.step().0, replica))
                             .collect();
-                        last = trainer.advance(batches, &mut collective, flags(rank)).ok();
+                        last = trainer
+                            .advance(batches, &mut collective, flags(rank))
+                            .unwrap();
                     }
                     (trainer.snapshot().unwrap(), last.unwrap())
                 })

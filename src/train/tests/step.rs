@@ -61,9 +61,8 @@ fn the_generators_half_leaves_the_discriminator_alone() {
         discriminator: state.discriminator.parameters.shallow_clone(),
     };
     let d = weights.discriminator.copy();
-    let fakes = game
-        .discriminate(&weights, &batch(&job, 0, 0), vectors)
-        .unwrap();
+    let inputs = game.inputs(&batch(&job, 0, 0), None).unwrap();
+    let fakes = game.discriminate(&weights, &inputs, vectors).unwrap();
     let judged = of_d.copy();
     assert_eq!(
         part(&of_g, &game.generator_layout.gradients)

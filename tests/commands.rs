@@ -248,7 +248,14 @@ fn devices_are_listed_and_what_is_missing_has_a_reason() {
     };
     let table = ask(&[]);
     let lines: Vec<&str> = table.lines().collect();
-    for row in ["cpu ", "libtorch ", "  CUDA ", "driver ", "NCCL "] {
+    for row in [
+        "cpu ",
+        "libtorch ",
+        "  CUDA ",
+        "driver ",
+        "NCCL ",
+        "CUDA graphs ",
+    ] {
         assert!(lines.iter().any(|line| line.starts_with(row)), "{table}");
     }
     let json: serde_json::Value = serde_json::from_str(&ask(&["--json"])).unwrap();

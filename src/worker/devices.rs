@@ -43,6 +43,8 @@ pub(super) struct Devices {
     driver: Found<Driver>,
     gpus: Vec<Gpu>,
     nccl: Found<Nccl>,
+    /// The plug-in that hands a GPU a step as one graph.
+    cuda_graphs: Found<&'static str>,
 }
 
 #[derive(Debug, Serialize)]
@@ -126,6 +128,7 @@ impl Devices {
             },
             driver,
             gpus,
+            cuda_graphs: torch::graphs_available().map(|()| "loaded").into(),
             nccl: nccl::Library::load()
                 .map(|library| Nccl {
                     version: library.version_text(),
@@ -233,6 +236,7 @@ impl fmt::Display for Devices {
             driver,
             gpus,
             nccl,
+            cuda_graphs,
         } = self;
         writeln!(f, "cpu        {cpu}")?;
         for gpu in gpus {
@@ -241,7 +245,8 @@ impl fmt::Display for Devices {
         writeln!(f, "libtorch   {libtorch}")?;
         writeln!(f, "  CUDA     {}", libtorch.cuda)?;
         writeln!(f, "driver     {driver}")?;
-        writeln!(f, "NCCL       {nccl}")
+        writeln!(f, "NCCL       {nccl}")?;
+        writeln!(f, "CUDA graphs {cuda_graphs}")
     }
 }
 

@@ -29,12 +29,14 @@ clean-demo: ## remove the demo's run directory
 	@if [ -e runs/mnist ]; then echo "removing the previous run, runs/mnist"; rm -rf runs/mnist; fi
 
 # Everything is built in the dev profile, and `--all-targets` has the benches (each run once) share
-# that build. It leaves out the documentation's examples, hence the last line.
+# that build. It leaves out the documentation's examples, hence the last line; and it makes programs
+# of all examples, but the tests load the stand-in for NCCL as the library that it is.
 test: setup ## all that CI checks: format, lints, documentation, tests
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --all-targets --no-default-features -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	$(CARGO) build --locked --example nccl_stand_in
 	$(CARGO) test --locked --all-targets
 	$(CARGO) test --locked --doc
 

@@ -21,10 +21,10 @@
 //! | `worker` | drives `session`: gRPC client, training thread, command line |
 //! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
 //! | `objective` | the games: what the two networks minimise |
-//! | `train` | one step of all hosted replicas; the state and how it changes |
-//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, in process; in-band flags |
+//! | `train` | one step of all hosted replicas, in host memory or on a device; the state and how it changes |
+//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, NCCL, in process; in-band flags |
 //! | `nccl` | the binding to NCCL: a table of its functions, loaded at run time, and a safe communicator |
-//! | `torch` | what tch lacks: one C++ shim and its safe face |
+//! | `torch` | what tch lacks: a C++ shim and its safe face; streams; CUDA graphs, a plug-in |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
 //! | [`sample`] | grids of images |
@@ -35,7 +35,7 @@
 //! | `faults`, `simulation` | tests: places to die at; the two machines in seeded schedules on a virtual clock |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
-//! `objective`, `data`, `checkpoint` → `plan`, `config`. `coordinator` and `worker` never use each
+//! `objective`, `data`, `checkpoint` → `plan`, `config`; `collective` → `nccl` → `torch`. `coordinator` and `worker` never use each
 //! other. PURE rooms use no tokio, tonic or tch and read no clock: time comes in as an argument,
 //! decisions go out as values. `unsafe` lives in `torch` and `nccl`, but for one memory map in `data`.
 //!

@@ -35,9 +35,10 @@
 //! | `faults`, `simulation` | tests: places to die at; the two machines in seeded schedules on a virtual clock |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
-//! `objective`, `data`, `checkpoint` → `plan`, `config`; `collective` → `nccl` → `torch`. `coordinator` and `worker` never use each
-//! other. PURE rooms use no tokio, tonic or tch and read no clock: time comes in as an argument,
-//! decisions go out as values. `unsafe` lives in `torch` and `nccl`, but for one memory map in `data`.
+//! `objective`, `data`, `checkpoint` → `plan`, `config`; and `collective` → `nccl` → `torch`.
+//! `coordinator` and `worker` never use each other. PURE rooms use no tokio, tonic or tch and read no
+//! clock: time comes in as an argument, decisions go out as values. `unsafe` lives in `torch` and
+//! `nccl`, but for one memory map in `data`.
 //!
 //! # Features
 //!

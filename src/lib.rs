@@ -23,6 +23,7 @@
 //! | `objective` | the games: what the two networks minimise |
 //! | `train` | one step of all hosted replicas; the state and how it changes |
 //! | [`collective`] | the exact all-reduce: tree (PURE), TCP, in process; in-band flags |
+//! | `nccl` | the binding to NCCL: a table of its functions, loaded at run time, and a safe communicator |
 //! | `torch` | what tch lacks: one C++ shim and its safe face |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
@@ -36,7 +37,7 @@
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
 //! `objective`, `data`, `checkpoint` → `plan`, `config`. `coordinator` and `worker` never use each
 //! other. PURE rooms use no tokio, tonic or tch and read no clock: time comes in as an argument,
-//! decisions go out as values. `unsafe` lives in `torch`, but for one memory map in `data`.
+//! decisions go out as values. `unsafe` lives in `torch` and `nccl`, but for one memory map in `data`.
 //!
 //! # Features
 //!
@@ -53,6 +54,8 @@ mod faults;
 pub mod ids;
 pub mod membership;
 pub mod model;
+#[cfg(feature = "torch")]
+pub mod nccl;
 #[cfg(feature = "torch")]
 pub mod objective;
 pub mod plan;

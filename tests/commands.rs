@@ -237,6 +237,35 @@ fn a_checkpoint_can_be_sampled_and_inspected() {
     assert_eq!(manifest["digest"], place.digest("run", 8));
 }
 
+#[test]
+fn devices_are_listed_and_what_is_missing_has_a_reason() {
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(WORKER);
+        command.arg("devices").args(arguments);
+        let told = output(command);
+        assert!(told.status.success(), "{}", text(&told));
+        String::from_utf8(told.stdout).unwrap()
+    };
+    let table = ask(&[]);
+    let lines: Vec<&str> = table.lines().collect();
+    for row in ["cpu ", "libtorch ", "  CUDA ", "driver ", "NCCL "] {
+        assert!(lines.iter().any(|line| line.starts_with(row)), "{table}");
+    }
+    let json: serde_json::Value = serde_json::from_str(&ask(&["--json"])).unwrap();
+    assert!(json["cpu"]["cores"].as_u64() > Some(0), "{json}");
+    let version = json["libtorch"]["version"].as_str().unwrap();
+    assert!(version.starts_with("2."), "{json}");
+    let folder = Path::new(json["libtorch"]["folder"].as_str().unwrap());
+    assert!(folder.join("libtorch_cpu.so").exists(), "{json}");
+    for (part, sign, library) in [
+        (&json["libtorch"]["cuda"], "gpus", "libtorch_cuda.so"),
+        (&json["driver"], "cuda", "libcuda.so.1"),
+    ] {
+        let why = part["missing"].as_str().unwrap_or_default();
+        assert!(!part[sign].is_null() || why.contains(library), "{json}");
+    }
+}
+
 /// The page that an exporter serves.
 fn fetch(url: &str) -> String {
     use std::io::{Read, Write};

@@ -139,6 +139,30 @@ pub enum CollectiveError {
         /// What they said.
         reason: String,
     },
+    /// The device, its library or its driver failed, or did not do in time what all ranks had asked
+    /// for.
+    #[error("generation {generation}: {source}")]
+    Device {
+        /// The membership.
+        generation: Generation,
+        /// What failed.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// It failed, and what is in flight on the device can't be stopped: no further collective of
+    /// this process can be trusted to work.
+    #[error(
+        "generation {generation}: {cause}; what is in flight on the device could not be stopped \
+         within {}: this process must end and rejoin",
+        humantime::format_duration(rounded(*waited))
+    )]
+    Stuck {
+        /// The membership.
+        generation: Generation,
+        /// The first error.
+        cause: String,
+        /// How long stopping it was tried.
+        waited: Duration,
+    },
     /// It failed before.
     #[error("generation {generation}: the collective failed earlier: {cause}")]
     Broken {
@@ -233,7 +257,7 @@ impl fmt::Display for Refusal {
 }
 
 /// Why vectors can't be reduced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VectorFault {
     /// Not one vector a hosted replica.
     #[error("it hosts {hosted} replicas and was given {given} vectors")]
@@ -242,6 +266,19 @@ pub enum VectorFault {
         hosted: usize,
         /// Vectors given.
         given: usize,
+    },
+    /// Nothing is in flight that could be joined.
+    #[error("there is no reduction that was started and not joined")]
+    NothingStarted,
+    /// A tensor that can't be reduced or copied where it lies.
+    #[error("vector {index} is {found}, but must be flat, contiguous and f32 on {device}")]
+    Unfit {
+        /// Which of the hosted vectors; the mean counts as the one after them.
+        index: usize,
+        /// What it is.
+        found: String,
+        /// Where the collective works.
+        device: String,
     },
     /// A vector of another length than the mean.
     #[error("vector {index} has {found} elements and the mean has {expected}")]

@@ -14,9 +14,14 @@
 //!   than its own, so the rank that is furthest behind can always go on.
 //!
 //! This room knows nothing of sockets and threads. `copying` has what is done with vectors that are
-//! not added up.
+//! not added up, `announcing` what ranks say of those that lie on devices.
 
+#[cfg(feature = "torch")]
+mod announcing;
 mod copying;
+
+#[cfg(feature = "torch")]
+pub(super) use announcing::Announcement;
 
 use super::error::{CollectiveError, Operation, VectorFault};
 use super::tree::{self, Add};
@@ -191,15 +196,26 @@ impl<L: Links> Exact<L> {
         operation: Operation,
         collective: impl FnOnce(&mut Self) -> Result<T, CollectiveError>,
     ) -> Result<T, CollectiveError> {
+        self.attempt(operation, |exact| {
+            exact.sequence += 1;
+            collective(exact)
+        })
+    }
+
+    /// Runs a part of one.
+    fn attempt<T>(
+        &mut self,
+        operation: Operation,
+        part: impl FnOnce(&mut Self) -> Result<T, CollectiveError>,
+    ) -> Result<T, CollectiveError> {
         if let Some(cause) = &self.broken {
             return Err(CollectiveError::Broken {
                 generation: self.generation,
                 cause: cause.clone(),
             });
         }
-        self.sequence += 1;
         let outcome = match self.links.begin(operation) {
-            Ok(()) => collective(self),
+            Ok(()) => part(self),
             Err(error) => Err(error),
         };
         if let Err(error) = &outcome {

@@ -2,8 +2,8 @@
 //!
 //! A [`Collective`] turns one vector a replica into their mean, and the bits of the mean don't
 //! depend on how many workers there are nor on which replicas each hosts: [`tree`] fixes the order
-//! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory; both pass the same
-//! conformance suite. It also finds out who holds what, and copies it to who doesn't. This room
+//! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory, and `Nccl` on GPUs; all
+//! pass the same conformance suite. It also finds out who holds what, and copies it to who doesn't. This room
 //! knows nothing of networks, optimizers or the coordinator: it is given a [`Group`] and vectors.
 
 mod abort;
@@ -18,6 +18,8 @@ mod handshake;
 mod in_process;
 mod limit;
 mod listener;
+#[cfg(feature = "torch")]
+mod nccl;
 mod socket;
 mod tcp;
 pub mod tree;
@@ -29,6 +31,8 @@ pub use flags::Flags;
 pub use group::{Group, GroupFault, GroupPeer};
 pub use in_process::InProcess;
 pub use listener::Listener;
+#[cfg(feature = "torch")]
+pub use nccl::Nccl;
 pub use tcp::{Deadlines, Tcp};
 
 use crate::ids::Rank;
@@ -143,15 +147,17 @@ pub trait OnDevice {
     /// or since: the means may then hold anything.
     fn settle(&mut self) -> Result<(), CollectiveError>;
 
-    /// Copies `vector` from the `holders` to all other ranks, as [`Collective::copy`] does, and
-    /// returns when it is there. It comes after all that the calling thread's current stream has
-    /// been given so far.
+    /// Copies `vector` from the `holders` to all other ranks, from device to device, as
+    /// [`Collective::copy`] does through host memory. It waits for what was started before, and
+    /// returns when it is done: what reads or writes `vector` afterwards may be queued at once, and
+    /// what the calling thread's current stream was given before comes first.
+    ///
+    /// The deadline of a collective runs anew for each 16 MiB of every share.
     ///
     /// # Shapes
-    /// Flat, contiguous, `f32`, on this collective's device; the same length and the same holders,
-    /// in rising order, on all ranks.
+    /// Flat, contiguous, `f32`, on this collective's device, of the same length on all ranks.
     ///
     /// # Errors
-    /// As [`Collective::copy`]. Holders' vectors are never written.
+    /// As [`Collective::copy`], and [`CollectiveError::Vectors`] if the vector doesn't fit.
     fn copy(&mut self, holders: &[Rank], vector: &tch::Tensor) -> Result<(), CollectiveError>;
 }

@@ -103,6 +103,12 @@ impl Tcp {
         })
     }
 
+    /// Its parts, for a collective that has other ways for large vectors.
+    #[cfg(feature = "torch")]
+    pub(super) fn into_exact(self) -> Exact<Connections> {
+        self.exact
+    }
+
     /// What calls this collective off from another thread: the handle that it was connected with.
     pub fn abort_handle(&self) -> Abort {
         self.exact.links().abort.clone()
@@ -147,7 +153,7 @@ impl Collective for Tcp {
 type Frame = Arc<Vec<u8>>;
 
 /// The connections of one rank.
-struct Connections {
+pub(super) struct Connections {
     generation: Generation,
     /// By rank; there is none with itself.
     links: Vec<Option<Link>>,
@@ -213,6 +219,25 @@ fn write(mut stream: &TcpStream, frames: &Receiver<Frame>, failure: &OnceLock<io
     let _ = stream.shutdown(Shutdown::Write);
 }
 
+#[cfg(feature = "torch")]
+impl Connections {
+    /// Every peer's stream, for whoever reads in this one's place.
+    pub(super) fn streams(&self) -> impl Iterator<Item = (Rank, Arc<TcpStream>)> {
+        let links = (0..).map(Rank).zip(&self.links);
+        links.filter_map(|(rank, link)| Some((rank, Arc::clone(&link.as_ref()?.stream))))
+    }
+
+    /// What is left of the time since the last `begin`.
+    pub(super) fn left(&self) -> Option<Duration> {
+        self.limit.left()
+    }
+
+    pub(super) fn address(&self, rank: Rank) -> String {
+        let link = self.link(rank);
+        link.map_or_else(String::new, |link| link.address.clone())
+    }
+}
+
 impl Connections {
     /// A frame that no writer holds, filled.
     fn frame(&mut self, label: Label, values: &[f32]) -> Frame {
@@ -249,7 +274,7 @@ impl Connections {
         self.links.get(rank.0 as usize)?.as_ref()
     }
 
-    fn aborted(&self) -> Result<(), CollectiveError> {
+    pub(super) fn aborted(&self) -> Result<(), CollectiveError> {
         match self.abort.reason() {
             None => Ok(()),
             Some(reason) => Err(CollectiveError::Aborted {
@@ -260,7 +285,7 @@ impl Connections {
     }
 
     /// What it means that reading from a peer, or writing to it, ended like this.
-    fn lost(&self, rank: Rank, source: io::Error) -> CollectiveError {
+    pub(super) fn lost(&self, rank: Rank, source: io::Error) -> CollectiveError {
         if let Err(aborted) = self.aborted() {
             return aborted;
         }

@@ -23,6 +23,24 @@ pub(super) enum Kind {
     Copy = 6,
     /// "I have taken this chunk from every holder."
     Taken = 7,
+    /// "A reduction of a vector of this length begins on my device."
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "no devices without torch")
+    )]
+    Reducing = 8,
+    /// "I am about to copy a vector of this length from these holders, from device to device."
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "no devices without torch")
+    )]
+    CopyingOnDevice = 9,
+    /// "Nothing more will come from me, and I need nothing more."
+    #[cfg_attr(
+        not(feature = "torch"),
+        expect(dead_code, reason = "no devices without torch")
+    )]
+    Goodbye = 10,
 }
 
 /// What identifies a frame. The receiver knows which must come next.
@@ -33,7 +51,7 @@ pub(super) struct Label {
     pub(super) sequence: u64,
     pub(super) kind: Kind,
     /// First replica of the subtree, for a sum; what stands for the list of holders, for
-    /// [`Kind::Copying`].
+    /// [`Kind::Copying`] and [`Kind::CopyingOnDevice`]; how it is summed, for [`Kind::Reducing`].
     pub(super) node: u32,
     /// Chunk of the slice.
     pub(super) chunk: u64,
@@ -95,7 +113,10 @@ impl Label {
         for ((field, expected), found) in FIELDS.into_iter().zip(self.fields(values)).zip(found) {
             if expected != found {
                 let field = match (field, self.kind) {
-                    ("subtree", Kind::Copying) => "list of holders (its checksum)",
+                    ("subtree", Kind::Reducing) => "reduction (0 exact, 1 fast)",
+                    ("subtree", Kind::Copying | Kind::CopyingOnDevice) => {
+                        "list of holders (its checksum)"
+                    }
                     _ => field,
                 };
                 return Err(Mismatch {
@@ -107,6 +128,14 @@ impl Label {
         }
         Ok(())
     }
+}
+
+/// What a header says of a frame whatever it is for: whether it is the last one, and how many bytes
+/// follow.
+#[cfg(feature = "torch")]
+pub(super) fn outline(header: &[u8; HEADER]) -> (bool, u64) {
+    let field = |index: usize| u64::from_le_bytes(array(&header[8 * index..]));
+    (field(2) == Kind::Goodbye as u64, field(6))
 }
 
 /// Writes numbers as bytes. The loops of this and [`decode`] compile to copies.

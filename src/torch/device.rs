@@ -34,13 +34,25 @@ impl fmt::Display for DeviceDescription {
 /// The linker drops it from the binary, for nothing refers to it; without it libtorch sees no GPU.
 /// Call it first thing in `main`: libtorch asks once whether there is CUDA and remembers.
 pub fn load_cuda() -> bool {
+    why_no_cuda().is_none()
+}
+
+/// Why libtorch's CUDA half can't be loaded, if that is so.
+pub fn why_no_cuda() -> Option<&'static str> {
     // Held for the life of the process: unloading a half of libtorch is not supported.
-    static CUDA: OnceLock<Option<Library>> = OnceLock::new();
-    CUDA.get_or_init(|| {
+    static CUDA: OnceLock<Result<Library, String>> = OnceLock::new();
+    let loaded = CUDA.get_or_init(|| {
         // SAFETY: libtorch's own library; its initialisers register kernels and do nothing else.
-        unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) }.ok()
-    })
-    .is_some()
+        unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) }
+            .map_err(|error| loader_says(&error))
+    });
+    loaded.as_ref().err().map(String::as_str)
+}
+
+/// What the dynamic loader has to say: which file it is about, and why.
+pub(crate) fn loader_says(error: &libloading::Error) -> String {
+    let source = std::error::Error::source(error);
+    source.map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Bytes of a GPU's memory that nobody has taken, and all that it has.
@@ -95,8 +107,8 @@ fn gpu_name(index: usize) -> Result<String, TorchError> {
     // size that outlive the call, and the driver ends the name with a NUL within the 256 bytes.
     unsafe {
         let driver = Library::open(Some("libcuda.so.1"), RTLD_NOW)
-            .map_err(|error| refuse(error.to_string()))?;
-        let find = |error: libloading::Error| refuse(error.to_string());
+            .map_err(|error| refuse(loader_says(&error)))?;
+        let find = |error: libloading::Error| refuse(loader_says(&error));
         let init = driver.get::<Init>(b"cuInit\0").map_err(find)?;
         let get = driver.get::<Get>(b"cuDeviceGet\0").map_err(find)?;
         let name_of = driver.get::<Name>(b"cuDeviceGetName\0").map_err(find)?;

@@ -5,6 +5,7 @@
 
 mod arithmetic;
 mod device;
+mod driver;
 mod generator;
 mod graphs;
 mod host;
@@ -14,7 +15,9 @@ mod sys;
 pub use arithmetic::{
     Adopted, Rules, compute_capability, convolve_by_product, has_fast_bf16, keep_memory,
 };
-pub use device::{DeviceDescription, device_description, free_memory, load_cuda};
+pub(crate) use device::loader_says;
+pub use device::{DeviceDescription, device_description, free_memory, load_cuda, why_no_cuda};
+pub use driver::{Driver, DriverError, GpuDescription};
 pub use generator::Generator;
 pub use graphs::{Graph, GraphPool, graphs_available};
 pub use host::{HostVector, write};

@@ -1,5 +1,6 @@
 //! `gan-worker`'s command line.
 
+use super::devices::Devices;
 use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
@@ -31,6 +32,12 @@ pub struct Cli {
 enum Command {
     /// Take part in a job until it is over.
     Train(Train),
+    /// List what there is to compute on and to communicate with, and why something is missing.
+    Devices {
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Draw a grid of images from a checkpoint's generator.
     Sample(Sample),
     /// Print a checkpoint's manifest, after verifying it.
@@ -112,6 +119,7 @@ impl Cli {
         let format = self.log_format;
         let result = match self.command {
             Command::Train(train) => train.run(format),
+            Command::Devices { json } => devices(json),
             Command::Sample(sample) => sample.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Completions { shell } => {
@@ -157,6 +165,15 @@ impl Train {
         }
         Ok(ExitCode::from(exit.code()))
     }
+}
+
+fn devices(json: bool) -> Result<ExitCode, Failure> {
+    let devices = Devices::found();
+    if !json {
+        return print(&devices.to_string());
+    }
+    let devices = serde_json::to_string_pretty(&devices).map_err(Failure::failed)?;
+    print(&format!("{devices}\n"))
 }
 
 /// The device that a person named, if it is there.

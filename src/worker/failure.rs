@@ -144,6 +144,10 @@ mod tests {
         let newest = Generation(4);
         let stale = CollectiveError::Stale { generation, newest };
         assert_eq!(suspect(&stale), None);
+        // It may be this worker's own, or that of a peer that nobody can name.
+        let source = "NCCL reports an error".into();
+        let device = CollectiveError::Device { generation, source };
+        assert_eq!(suspect(&device), None);
     }
 
     #[test]

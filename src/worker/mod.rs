@@ -4,10 +4,12 @@
 //! (`training`), which never waits for this one between two steps. What is done when is decided
 //! by [`crate::session`]; this loop tells it what happened, and does what it says. `inbox` and
 //! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
-//! leads to the coordinator; `hearing` makes events of what comes in.
+//! leads to the coordinator; `hearing` makes events of what comes in. `transport` chooses what carries
+//! the sums, and `rejoin` is for when that can't be stopped. `devices` is a command of its own.
 
 pub mod cli;
 mod client;
+mod devices;
 mod failure;
 mod hearing;
 mod history;
@@ -17,9 +19,11 @@ mod orders;
 mod outbox;
 mod parts;
 mod pulse;
+mod rejoin;
 mod run;
 mod saving;
 mod training;
+mod transport;
 mod wire;
 
 use crate::collective::{CollectiveError, Listener};

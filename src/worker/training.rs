@@ -10,11 +10,13 @@ use super::history::History;
 use super::inbox::{Form, Inbox};
 use super::orders::Orders;
 use super::pulse::Pulse;
+use super::rejoin;
 use super::run::{Ended, Run, Work};
 use super::saving::{About, Saver};
+use super::transport::Transport;
 use super::wire::Assignment;
 use crate::checkpoint;
-use crate::collective::{Abort, Collective, Deadlines, Listener, Tcp};
+use crate::collective::{Abort, Collective, CollectiveError, Deadlines, Listener};
 use crate::config::DataCache;
 use crate::data::{DataError, Dataset, Loader, LoaderSettings};
 use crate::ids::{Generation, Rank, Step};
@@ -145,6 +147,7 @@ impl Tools {
 pub(super) struct Training {
     tools: Tools,
     inbox: Inbox,
+    transport: Transport,
     history: History,
     /// Once this worker has led a generation. What it has begun to write it writes to the end,
     /// whoever leads then.
@@ -156,6 +159,7 @@ pub(super) struct Training {
 impl Training {
     pub(super) fn new(tools: Tools, inbox: Inbox) -> Self {
         Self {
+            transport: Transport::of(tools.device),
             tools,
             inbox,
             history: History::default(),
@@ -199,6 +203,15 @@ impl Training {
                 }
                 Err(Failure::Error(GenerationError::CalledOff(why))) => {
                     tracing::debug!(%generation, %step, "called off: {why}");
+                }
+                Err(Failure::Error(GenerationError::Collective(
+                    error @ CollectiveError::Stuck { .. },
+                ))) => {
+                    let failed = rejoin::start_over(&error.to_string());
+                    let reason = format!("{error}; and it can't start over: {failed}");
+                    broken = Some(reason.clone());
+                    let failed = Finish::Failed(reason);
+                    self.tools.report(Report::Ended(generation, step, failed));
                 }
                 Err(Failure::Error(GenerationError::Collective(error))) => {
                     let suspect = suspect(&error);
@@ -249,14 +262,18 @@ impl Training {
             connect: deadlines.form,
             collective: deadlines.collective,
         };
-        let mut collective = Tcp::connect(&self.tools.listener, group, deadlines, &abort)?;
+        let reduction = self.tools.enrolment.job.train.reduction;
+        let listener = &self.tools.listener;
+        let mut collective = self
+            .transport
+            .connect(listener, group, reduction, deadlines, &abort)?;
         forming.connect = heard_at.elapsed().saturating_sub(forming.abort);
         self.tools.pulse.begin(generation, hosted.len() as u32);
         let went = Seat {
             trainer,
             plan,
             assignment,
-            collective: &mut collective,
+            collective: &mut *collective,
             abort: &abort,
         }
         .take(self, forming, heard_at);
@@ -301,7 +318,7 @@ struct Seat<'a> {
     trainer: &'a mut Trainer,
     plan: &'a Plan,
     assignment: Assignment,
-    collective: &'a mut Tcp,
+    collective: &'a mut dyn Collective,
     abort: &'a Abort,
 }
 

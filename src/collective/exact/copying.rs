@@ -137,7 +137,7 @@ impl<L: Links> Exact<L> {
     }
 }
 
-fn check(holders: &[Rank], world_size: u32) -> Result<(), HolderFault> {
+pub(super) fn check(holders: &[Rank], world_size: u32) -> Result<(), HolderFault> {
     let Some(&last) = holders.last() else {
         return Err(HolderFault::Empty);
     };
@@ -165,7 +165,7 @@ fn ticks(length: usize, holders: &[Rank]) -> usize {
 
 /// What stands for a list of holders where ranks compare theirs: FNV-1a, 32 bits. By mistake, two
 /// lists are as good as never taken for one.
-fn checksum(holders: &[Rank]) -> u32 {
+pub(super) fn checksum(holders: &[Rank]) -> u32 {
     let bytes = holders.iter().flat_map(|holder| holder.0.to_le_bytes());
     bytes.fold(0x811c_9dc5, |hash: u32, byte| {
         (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)

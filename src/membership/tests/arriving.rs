@@ -121,7 +121,12 @@ fn another_kind_of_device_is_refused_for_good() {
     other.device = device("cuda");
     let actions = job.say(2, Word::Hello(other, Standing::default()));
     let (reason, permanent) = refusal(&actions);
-    assert!(reason.contains("other bits") && permanent, "{reason}");
+    assert!(permanent, "{reason}");
+    // It says which kinds these are, and what to do.
+    let (cpu, cuda) = (device("cpu").to_string(), device("cuda").to_string());
+    for says in [cpu.as_str(), cuda.as_str(), "use devices of one kind"] {
+        assert!(reason.contains(says), "{says:?} in {reason}");
+    }
     assert!(actions.contains(&Action::Close(WorkerId(2))));
     assert!(event(&actions, EventKind::Refused).is_some());
     assert_eq!(job.members().len(), 1);

@@ -245,8 +245,9 @@ fn on_a_device_too_the_state_is_the_same_for_any_number_of_workers() {
     for update in UPDATES {
         let job = job(update, 0.9);
         let alone = train(&mut trainer(&job, 0..REPLICAS, 2), 4);
-        for ranges in [&[0..4][..], &[0..2, 2..4], &[0..1, 1..2, 2..4]] {
-            for (state, reports) in train_ahead_together(&job, ranges, 4, |_, _| Flags::default()) {
+        for ranges in [vec![0..4; 1], vec![0..2, 2..4], vec![0..1, 1..2, 2..4]] {
+            for (state, reports) in train_ahead_together(&job, &ranges, 4, |_, _| Flags::default())
+            {
                 assert!(state == alone, "{update:?} on {ranges:?}");
                 assert_eq!(reports.len(), 4);
                 let sends = ranges.len() > 1;

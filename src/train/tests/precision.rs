@@ -17,8 +17,11 @@ fn computing(update: Update, (precision, order): (Precision, MemoryFormat)) -> J
     job
 }
 
+/// A tensor's name and values.
+type Named = (String, Vec<f32>);
+
 /// Adam's first moments after one step, which are the mean gradient times 1 - β1, and the losses.
-fn first_step(job: &Job) -> (Vec<(String, Vec<f32>)>, [f64; 2], Snapshot) {
+fn first_step(job: &Job) -> (Vec<Named>, [f64; 2], Snapshot) {
     let mut trainer = trainer(job, 0..REPLICAS, 2);
     let before = trainer.snapshot().unwrap();
     let report = advance(&mut trainer, &mut Alone::default()).unwrap();

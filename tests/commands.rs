@@ -254,7 +254,7 @@ fn devices_are_listed_and_what_is_missing_has_a_reason() {
         "  CUDA ",
         "driver ",
         "NCCL ",
-        "CUDA graphs ",
+        "graphs     ",
     ] {
         assert!(lines.iter().any(|line| line.starts_with(row)), "{table}");
     }

@@ -246,7 +246,7 @@ impl fmt::Display for Devices {
         writeln!(f, "  CUDA     {}", libtorch.cuda)?;
         writeln!(f, "driver     {driver}")?;
         writeln!(f, "NCCL       {nccl}")?;
-        writeln!(f, "CUDA graphs {cuda_graphs}")
+        writeln!(f, "graphs     {cuda_graphs}")
     }
 }
 

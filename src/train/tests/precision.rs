@@ -34,17 +34,26 @@ fn first_step(job: &Job) -> (Vec<Named>, [f64; 2], Snapshot) {
     (moments, [report.loss_d, report.loss_g], before)
 }
 
+/// Wide enough that batch norm has something to average over: with few channels and images the
+/// rounding of bf16 is a large share of sums that nearly cancel.
+fn wider(mut job: Job) -> Job {
+    job.train.batch = 12;
+    job.model.generator_width = 16;
+    job.model.discriminator_width = 16;
+    job
+}
+
 fn norm(values: impl Iterator<Item = f64>) -> f64 {
     values.map(|value| value * value).sum::<f64>().sqrt()
 }
 
 /// How far the gradients may be from single precision's: all of them together, and each tensor's, as
-/// shares of the norm; and the losses. In another order of f32, rounding; in bf16, ten layers of
-/// activations with 8 bits. With batch norm over three images and four channels that is much: 10 % of
-/// most tensors, and a third of those batch norm's shifts whose sums nearly cancel.
+/// shares of the norm; and the losses. In another order of f32, rounding. In bf16, ten layers of
+/// activations with 8 bits: 6 % of all, 10 % of the first layer's that they are passed back to, and
+/// 3e-4 were measured.
 fn bounds(precision: Precision) -> (f64, f64, f64) {
     match precision {
-        Precision::Bf16 => (0.25, 0.6, 0.01),
+        Precision::Bf16 => (0.1, 0.15, 0.001),
         _ => (1e-4, 1e-3, 1e-5),
     }
 }
@@ -52,9 +61,9 @@ fn bounds(precision: Precision) -> (f64, f64, f64) {
 #[test]
 fn gradients_and_losses_are_near_single_precisions() {
     for update in UPDATES {
-        let (expected, losses, start) = first_step(&job(update, 0.9));
+        let (expected, losses, start) = first_step(&wider(job(update, 0.9)));
         for other in OTHERS {
-            let (found, found_losses, found_start) = first_step(&computing(update, other));
+            let (found, found_losses, found_start) = first_step(&wider(computing(update, other)));
             assert!(found_start == start, "State(0) is the same in {other:?}");
             let (of_all, of_one, of_loss) = bounds(other.0);
             for (found, expected) in found_losses.iter().zip(losses) {

@@ -41,15 +41,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
     let root = std::path::Path::new(&lib)
         .parent()
         .ok_or("libtorch has no parent folder")?;
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .pic(true)
-        .warnings(false)
-        .opt_level(2)
-        .include(root.join("include"))
-        .include(root.join("include/torch/csrc/api/include"))
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+    compiler(root)
         .file("src/torch/shim.cpp")
         .file("src/torch/streams.cpp")
         .file("src/torch/convolution.cpp")
@@ -58,6 +50,22 @@ fn shim() -> Result<(), Box<dyn Error>> {
     // A binary that was copied beside a `lib` folder finds its libtorch there first.
     println!("cargo:rustc-link-arg=-Wl,-rpath,$ORIGIN/../lib:{lib}");
     Ok(())
+}
+
+/// What C++ is compiled with against the libtorch in `root`.
+#[cfg(feature = "torch")]
+fn compiler(root: &std::path::Path) -> cc::Build {
+    let mut build = cc::Build::new();
+    build
+        .cpp(true)
+        .std("c++17")
+        .pic(true)
+        .warnings(false)
+        .opt_level(2)
+        .include(root.join("include"))
+        .include(root.join("include/torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", "1");
+    build
 }
 
 /// Compiles the plug-in `src/torch/graphs.cpp` into a shared object that the binary carries, if
@@ -85,18 +93,7 @@ fn graphs() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let object = PathBuf::from(std::env::var("OUT_DIR")?).join("ganglion_graphs.so");
-    let mut compile = cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .pic(true)
-        .warnings(false)
-        .opt_level(2)
-        .include(root.join("include"))
-        .include(root.join("include/torch/csrc/api/include"))
-        .include(cuda)
-        .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .get_compiler()
-        .to_command();
+    let mut compile = compiler(root).include(cuda).get_compiler().to_command();
     let status = compile
         .args(["-shared", "src/torch/graphs.cpp", "-o"])
         .arg(&object)

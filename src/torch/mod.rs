@@ -1,4 +1,5 @@
-//! What tch lacks: one C++ shim (`shim.cpp`) and its safe face.
+//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`) and its safe face; and
+//! CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where libtorch has CUDA.
 //!
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.

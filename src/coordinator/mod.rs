@@ -23,7 +23,7 @@ pub use status::{json as status_json, text as status_text};
 
 use crate::certificate::CertificateError;
 use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
-use crate::config::{self, Job};
+use crate::config::{self, Job, Score};
 use crate::data::{DataError, Dataset};
 use crate::ids::{Generation, Step};
 use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Past, Rules};
@@ -495,6 +495,7 @@ impl Coordinator {
             members: (Generation(0), Bytes::new()),
             shown: Shown::everything(),
             compute: 0.0,
+            judged_by: job.checkpoint.keep_best.unwrap_or(Score::Fid),
         })
     }
 }

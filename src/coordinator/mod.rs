@@ -63,6 +63,15 @@ pub enum CoordinatorError {
         /// What is missing.
         source: PlanError,
     },
+    /// There is nothing to train the evaluations' feature extractor on.
+    #[error(
+        "data.uri = {uri} has no labels, on which evaluations train their feature extractor: name one \
+         that needs none in evaluate.extractor, or set evaluate.every_steps = 0"
+    )]
+    Unlabelled {
+        /// The data.
+        uri: String,
+    },
     /// The run directory's ledger can't be used.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -147,6 +156,7 @@ impl CoordinatorError {
             self,
             CoordinatorError::Data(_)
                 | CoordinatorError::Plan { .. }
+                | CoordinatorError::Unlabelled { .. }
                 | CoordinatorError::Occupied { .. }
                 | CoordinatorError::OtherJob { .. }
                 | CoordinatorError::NoWholeCheckpoint { .. }
@@ -213,6 +223,12 @@ impl Foundations {
     pub(crate) fn lay(job: &Job) -> Result<Self, CoordinatorError> {
         let mut packing = Packing::new();
         let dataset = Dataset::open(job, &mut |done, total| packing.update(done, total))?;
+        let evaluate = &job.evaluate;
+        let needs_labels = evaluate.every_steps > 0 && evaluate.extractor.is_none();
+        if needs_labels && !dataset.manifest().labels {
+            let uri = job.data.uri.clone();
+            return Err(CoordinatorError::Unlabelled { uri });
+        }
         let (replicas, batch) = (job.train.replicas, job.train.batch);
         let plan = Plan::new(&dataset.shard_sizes(), job.job.seed, replicas, batch);
         let plan = plan.map_err(|source| CoordinatorError::Plan {

@@ -6,6 +6,7 @@ use crate::command::{Failure, print};
 use crate::config::{Job, Score};
 use crate::data::Dataset;
 use crate::telemetry::evaluations::{Evaluation, SamplesOf, figure};
+use crate::torch::{Adopted, Rules};
 use clap::Args;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
@@ -81,6 +82,12 @@ impl Evaluate {
         device: tch::Device,
         cores: u32,
     ) -> Result<(Evaluation, String, Option<u64>), Failure> {
+        let rules = Rules {
+            deterministic: true,
+            tf32: false,
+        };
+        // What trains on a CPU computes by the same.
+        let _rules = Adopted::new(rules, device).map_err(EvaluateError::from)?;
         let checkpoint = &self.checkpoint;
         let manifest = checkpoint::read_manifest(checkpoint).map_err(Failure::failed)?;
         let (averaged, samples_of) = match manifest.ema && !self.no_ema {

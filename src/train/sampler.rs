@@ -69,7 +69,17 @@ impl Sampler {
     /// # Errors
     /// As [`sample`](Self::sample).
     pub fn draw(&self, seed: u64, count: usize) -> Result<Vec<u8>, TrainError> {
-        let key = Key::new(Domain::Samples, &[seed]);
+        self.draw_from(Key::new(Domain::Samples, &[seed]), count)
+    }
+
+    /// Draws `count` images from this key.
+    ///
+    /// # Shapes
+    /// `[count, c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn draw_from(&self, key: Key, count: usize) -> Result<Vec<u8>, TrainError> {
         self.sample(&Latents::draw(key, count, self.latent)?)
     }
 

@@ -62,6 +62,11 @@ impl Canvas {
         }
     }
 
+    /// Draws a picture as it is. What lies outside the page is left out.
+    pub fn picture(&mut self, picture: &RgbImage, [left, top]: [u32; 2]) {
+        image::imageops::replace(&mut self.picture, picture, left.into(), top.into());
+    }
+
     /// Writes `text` with its upper left corner there, in dots of `scale` pixels.
     pub fn text(&mut self, text: &str, [left, top]: [u32; 2], scale: u32) {
         for (x, y) in font::dots(text) {
@@ -122,6 +127,8 @@ pub struct Sheet<'a> {
     pub headers: Vec<String>,
     /// Columns after which there is more room, as between samples and what they are compared with.
     pub breaks: Vec<u32>,
+    /// So many rows belong together: there is more room after each such band.
+    pub band: Option<u32>,
     /// How often each pixel of an image is repeated; `None` for images of at least 64 pixels.
     pub scale: Option<u32>,
 }
@@ -150,14 +157,19 @@ impl Sheet<'_> {
             GAP.saturating_add(column.saturating_mul(step))
                 .saturating_add(wide * 3 * GAP)
         };
-        let rows = count.div_ceil(columns);
-        let height = rows.saturating_mul(row).saturating_add(GAP + header);
+        let top = |row_number: u32| {
+            let bands = self.band.map_or(0, |rows| row_number / rows.max(1));
+            (GAP + header)
+                .saturating_add(row_number.saturating_mul(row))
+                .saturating_add(bands.saturating_mul(3 * GAP))
+        };
+        let height = top((count - 1) / columns).saturating_add(row);
         let mut page = Canvas::new(left(columns - 1).saturating_add(step), height)?;
         for (text, column) in self.headers.iter().zip(0..columns) {
             page.centred(text, [left(column), GAP], side, dots);
         }
         for n in 0..count {
-            let place = [left(n % columns), GAP + header + n / columns * row];
+            let place = [left(n % columns), top(n / columns)];
             page.image(self.images, n, place, scale);
             if let Some(text) = self.captions.get(n as usize) {
                 let under = [place[0], place[1] + side + dots];
@@ -190,13 +202,15 @@ mod tests {
             captions: Vec::new(),
             headers: Vec::new(),
             breaks: vec![1],
+            band: Some(2),
             scale: Some(3),
         };
         let page = sheet.draw().unwrap().into_rgb8();
-        // Two columns of 6 pixels, 4 between and around, and 12 more after the first.
-        assert_eq!(page.dimensions(), (4 + 6 + 4 + 12 + 6 + 4, 3 * 10 + 4));
+        // Two columns of 6 pixels, 4 between and around, and 12 more after the first; and likewise
+        // three rows, with 12 more after two.
+        assert_eq!(page.dimensions(), (4 + 6 + 4 + 12 + 6 + 4, 3 * 10 + 12 + 4));
         for n in 0..5u32 {
-            let (x, y) = ([4, 26][(n % 2) as usize], 4 + n / 2 * 10);
+            let (x, y) = ([4, 26][(n % 2) as usize], [4, 14, 36][(n / 2) as usize]);
             for at in [(x, y), (x + 5, y + 5)] {
                 assert_eq!(page[at], Rgb([(n * 10 + 5) as u8; 3]), "image {n}");
             }
@@ -204,7 +218,7 @@ mod tests {
                 assert_eq!(page[at], PAPER, "beside image {n}");
             }
         }
-        assert_eq!(page[(26, 24)], PAPER, "there is no sixth");
+        assert_eq!(page[(26, 36)], PAPER, "there is no sixth");
     }
 
     #[test]
@@ -216,6 +230,7 @@ mod tests {
             captions: Vec::new(),
             headers: Vec::new(),
             breaks: Vec::new(),
+            band: None,
             scale: None,
         };
         let written = Sheet {
@@ -250,6 +265,7 @@ mod tests {
             captions: Vec::new(),
             headers: Vec::new(),
             breaks: Vec::new(),
+            band: None,
             scale: Some(u32::MAX),
         };
         assert!(sheet.draw().is_err());

@@ -33,12 +33,12 @@ pub struct Timing {
 /// Returns how many frames there were.
 ///
 /// # Errors
-/// [`SampleError`]; no file is left behind then.
-pub fn write_film(
+/// [`SampleError`], or what a frame failed with; no file is left behind then.
+pub fn write_film<E: From<SampleError>>(
     path: &Path,
-    frames: impl IntoIterator<Item = Result<RgbImage, SampleError>>,
+    frames: impl IntoIterator<Item = Result<RgbImage, E>>,
     timing: Timing,
-) -> Result<usize, SampleError> {
+) -> Result<usize, E> {
     let mut reel = match Format::expect(path, FILMS)? {
         Format::WebP => Reel::WebP(Vec::new()),
         _ => Reel::Gif(Vec::new()),
@@ -79,9 +79,8 @@ pub fn write_film(
         }
     };
     if count == 0 {
-        return Err(SampleError::Frames {
-            detail: "there are no frames".to_owned(),
-        });
+        let detail = "there are no frames".to_owned();
+        return Err(SampleError::Frames { detail }.into());
     }
     write_whole(path, &bytes)?;
     Ok(count)
@@ -210,7 +209,7 @@ mod tests {
     fn film(name: &str) -> (tempfile::TempDir, Vec<u8>) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("new").join(name);
-        let frames = || frames().into_iter().map(Ok);
+        let frames = || frames().into_iter().map(Ok::<_, SampleError>);
         assert_eq!(write_film(&path, frames(), TIMING).unwrap(), 5);
         let bytes = fs::read(&path).unwrap();
         write_film(&path, frames(), TIMING).unwrap();
@@ -251,7 +250,7 @@ mod tests {
         for name in ["x.gif", "x.webp"] {
             let path = dir.path().join(name);
             let message = |frames: Vec<RgbImage>| {
-                let frames = frames.into_iter().map(Ok);
+                let frames = frames.into_iter().map(Ok::<_, SampleError>);
                 write_film(&path, frames, TIMING).unwrap_err().to_string()
             };
             assert!(message(Vec::new()).contains("no frames"));
@@ -259,7 +258,11 @@ mod tests {
             assert!(message.contains("2 x 3"), "{message}");
         }
         let path = dir.path().join("x.png");
-        let refused = write_film(&path, frames().into_iter().map(Ok), TIMING);
+        let refused = write_film(
+            &path,
+            frames().into_iter().map(Ok::<_, SampleError>),
+            TIMING,
+        );
         assert!(refused.unwrap_err().to_string().contains(".gif or .webp"));
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -6,12 +6,13 @@
 //! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
 //! leads to the coordinator; `hearing` makes events of what comes in. `transport` chooses what carries
 //! the sums, and `rejoin` is for when that can't be stopped. `devices` and `bench`, which measures
-//! steps, are commands of their own.
+//! steps, are commands of their own; so are `pictures` and `export`, for what was trained.
 
 mod bench;
 pub mod cli;
 mod client;
 mod devices;
+mod export;
 mod failure;
 mod hearing;
 mod history;
@@ -20,6 +21,7 @@ mod inbox;
 mod orders;
 mod outbox;
 mod parts;
+mod pictures;
 mod pulse;
 mod rejoin;
 mod run;

@@ -215,6 +215,7 @@ impl Writer {
             epoch: crate::ids::Epoch(step.0 / steps_per_epoch),
             generation,
             data_digest: data_digest.clone(),
+            data: job.data.clone(),
             state_keys: job.state_keys(),
             model: job.model.clone(),
             ema: job.train.ema_decay > 0.0,

@@ -275,13 +275,15 @@ impl Game {
         let x = self.real(&inputs.pixels)?;
 
         let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
-        let [on_real, on_fake] = self.judge(&discriminator, inputs, [&x, &fake], [&real, &look])?;
+        let first = if self.together() { &look } else { &real };
+        let [on_real, on_fake] = self.judge(&discriminator, inputs, [&x, &fake], [first, &look])?;
         let j_d = self.objective.discriminator(&on_real, &on_fake)?;
         let j_g = self.objective.generator(&on_fake)?;
         // It computes what it is asked for: J_D's gradient stops at D's weights.
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
 
-        part(&vectors.discriminator, &self.discriminator_layout.fake)?.f_copy_(&look)?;
+        let mut travelling = if self.together() { real } else { faked };
+        travelling.f_copy_(&look)?;
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
         Ok(Answer {
             cost: j_g,

@@ -4,5 +4,7 @@
 //! from.
 
 mod grid;
+mod scatter;
 
 pub use grid::{Images, PADDING, SampleError, grid, write_png};
+pub use scatter::{extent, scatter};

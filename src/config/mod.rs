@@ -17,7 +17,7 @@ pub use load::{ConfigError, Override, load, parse};
 pub use model::{
     BatchNorm, Conditional, Distribution, Family, HiddenNoise, LatentInput, Model, Normalisation,
 };
-pub use regularise::Regularise;
+pub use regularise::{Augmentation, Regularise};
 pub use state_keys::{KeyDifference, StateKeys, differences};
 
 use serde::{Deserialize, Serialize};
@@ -86,6 +86,19 @@ pub struct Train {
     /// Samples a replica and update, b. Default 16.
     #[serde(default = "defaults::batch")]
     pub batch: u32,
+    /// Samples that D sees at a time, all real or all fake, m: PacGAN's packing (Lin et al. 2018),
+    /// which shows D a lack of variety. D has m times the channels, and `batch` is a multiple of m.
+    /// Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub packing: u32,
+    /// D's updates in a step, each with real samples and latents of its own, so that a step reads
+    /// R·b·k samples. Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub discriminator_steps: u32,
+    /// G's updates in a step, after D's: the first with the fakes of D's last, and each other with
+    /// latents of its own. Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub generator_steps: u32,
     /// Length of the job in steps, 1 to 2^40. Exactly one of `steps` and `epochs` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
@@ -376,7 +389,14 @@ pub struct Deadlines {
     pub checkpoint: Duration,
 }
 
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 mod defaults {
+    pub(super) fn one() -> u32 {
+        1
+    }
     pub(super) fn replicas() -> u32 {
         8
     }
@@ -508,9 +528,19 @@ spelled! {
 }
 
 impl Job {
-    /// Samples a step over all replicas: R·b.
-    pub fn global_batch(&self) -> u64 {
+    /// Samples that one replica reads in a step: b for each of D's updates.
+    pub fn replica_samples(&self) -> u32 {
+        self.train.batch * self.train.discriminator_steps
+    }
+
+    /// Samples an update over all replicas: R·b.
+    pub fn minibatch(&self) -> u64 {
         u64::from(self.train.replicas) * u64::from(self.train.batch)
+    }
+
+    /// Samples a step over all replicas: R·b·k.
+    pub fn global_batch(&self) -> u64 {
+        u64::from(self.train.replicas) * u64::from(self.replica_samples())
     }
 
     /// The length of the job in steps, for a data set with `steps_per_epoch` of them a pass.

@@ -157,7 +157,7 @@ fn scores_are_a_function_of_checkpoint_data_and_settings() {
     assert!(of_noise[&Score::Fid] > 20.0 * floor[&Score::Fid], "{of_noise:?} {floor:?}");
     assert!(of_noise[&Score::Kid] > 20.0 * floor[&Score::Kid].abs());
     assert!(of_noise[&Score::Coverage] < 0.1 && of_noise[&Score::Recall] < 0.5);
-    assert!(floor[&Score::Coverage] > 0.8 && floor[&Score::Precision] > 0.8, "{floor:?}");
+    assert!(floor[&Score::Coverage] > 0.8 && floor[&Score::Precision] > 0.5, "{floor:?}");
     assert_eq!((of_real[&Score::Modes], first.modes()), (4.0, Some(4)));
     assert!(of_real[&Score::KlData] < 0.01 && of_noise[&Score::KlUniform] > 0.1);
 }

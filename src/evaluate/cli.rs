@@ -94,7 +94,11 @@ impl Evaluate {
             true => (true, SamplesOf::Average),
             false => (false, SamplesOf::Newest),
         };
-        let file = if averaged { "generator_ema" } else { "generator" };
+        let file = if averaged {
+            "generator_ema"
+        } else {
+            "generator"
+        };
         let (manifest, tensors) =
             checkpoint::read_file(checkpoint, file).map_err(Failure::failed)?;
         let job = job_of(checkpoint, &manifest, self.data.as_deref())?;
@@ -193,7 +197,13 @@ fn table(evaluation: &Evaluation, modes: Option<u64>) -> String {
             None => "-".to_owned(),
         };
         if scores.contains_key(&score) || floor.contains_key(&score) {
-            let _ = writeln!(out, "{:<16}{:>12}   {}", score.as_str(), of(scores), of(floor));
+            let _ = writeln!(
+                out,
+                "{:<16}{:>12}   {}",
+                score.as_str(),
+                of(scores),
+                of(floor)
+            );
         }
     }
     out

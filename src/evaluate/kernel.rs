@@ -42,11 +42,7 @@ pub(super) fn distance(
         |(x, y), subset| {
             let part = |of: &Tensor, side: u64| -> Result<Tensor, EvaluateError> {
                 let numbers = [seed, draws::SUBSETS, subset as u64, side];
-                let chosen = choose(
-                    Key::new(Domain::Evaluation, &numbers),
-                    of.size()[0],
-                    size,
-                );
+                let chosen = choose(Key::new(Domain::Evaluation, &numbers), of.size()[0], size);
                 Ok(of.f_index_select(0, &Tensor::f_from_slice(&chosen)?)?)
             };
             discrepancy(&part(x, 0)?, &part(y, 1)?)
@@ -76,8 +72,7 @@ fn choose(key: Key, n: i64, size: usize) -> Vec<i64> {
 /// The unbiased estimate: means of k(x, x') and k(y, y') over pairs of different samples, minus twice
 /// that of k(x, y) over all.
 fn discrepancy(x: &Tensor, y: &Tensor) -> Result<f64, EvaluateError> {
-    Ok(within(x)? + within(y)?
-        - 2.0 * kernel(x, y)?.f_mean(Kind::Double)?.f_double_value(&[])?)
+    Ok(within(x)? + within(y)? - 2.0 * kernel(x, y)?.f_mean(Kind::Double)?.f_double_value(&[])?)
 }
 
 fn within(x: &Tensor) -> Result<f64, EvaluateError> {

@@ -224,7 +224,10 @@ mod tests {
             density: density as f64 / 200.0,
             coverage: covered.count() as f64 / 50.0,
         };
-        assert!(expected.precision < 1.0 && expected.recall < 1.0, "{expected:?}");
+        assert!(
+            expected.precision < 1.0 && expected.recall < 1.0,
+            "{expected:?}"
+        );
         for workers in 1..4 {
             assert_eq!(overlap(&Crew::new(workers), &x, &y).unwrap(), expected);
         }

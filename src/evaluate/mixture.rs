@@ -27,7 +27,9 @@ impl Mixture {
     pub fn ring() -> Self {
         let at = |mode: u32| f64::from(mode) * std::f64::consts::TAU / 8.0;
         Self {
-            centres: (0..8).map(|mode| [at(mode).cos(), at(mode).sin()]).collect(),
+            centres: (0..8)
+                .map(|mode| [at(mode).cos(), at(mode).sin()])
+                .collect(),
             deviation: 0.01,
         }
     }

@@ -134,9 +134,15 @@ fn scores_are_a_function_of_checkpoint_data_and_settings() {
     assert!(told[0].contains("297 labelled samples"), "{told:?}");
     let alone = of_generator(&first, &job);
     let extractor = &alone.protocol.extractor;
-    assert_eq!((extractor.kind.as_str(), extractor.features), ("classifier", 128));
+    assert_eq!(
+        (extractor.kind.as_str(), extractor.features),
+        ("classifier", 128)
+    );
     assert!(extractor.accuracy.unwrap() > 0.9, "{extractor:?}");
-    assert_eq!((alone.protocol.samples, alone.protocol.floor_samples), (300, 165));
+    assert_eq!(
+        (alone.protocol.samples, alone.protocol.floor_samples),
+        (300, 165)
+    );
     for workers in [2, 3] {
         told.clear();
         let mut hear = |what: &str| told.push(what.to_owned());
@@ -148,16 +154,28 @@ fn scores_are_a_function_of_checkpoint_data_and_settings() {
 
     // Trained again, it is the same.
     fs::remove_dir_all(bars.path("cache/extractors")).unwrap();
-    assert_eq!(of_generator(&prepare(&job, &settings(2, None)).unwrap(), &job), alone);
+    assert_eq!(
+        of_generator(&prepare(&job, &settings(2, None)).unwrap(), &job),
+        alone
+    );
 
     let real = first.images(open(&job), Step(0), "digest").unwrap();
     assert_eq!(real.floor, alone.floor);
     let (of_noise, of_real, floor) = (&alone.scores, &real.scores, &real.floor);
-    assert!(of_real[&Score::Fid] < floor[&Score::Fid], "nearly the same images");
-    assert!(of_noise[&Score::Fid] > 20.0 * floor[&Score::Fid], "{of_noise:?} {floor:?}");
+    assert!(
+        of_real[&Score::Fid] < floor[&Score::Fid],
+        "nearly the same images"
+    );
+    assert!(
+        of_noise[&Score::Fid] > 20.0 * floor[&Score::Fid],
+        "{of_noise:?} {floor:?}"
+    );
     assert!(of_noise[&Score::Kid] > 20.0 * floor[&Score::Kid].abs());
     assert!(of_noise[&Score::Coverage] < 0.1 && of_noise[&Score::Recall] < 0.5);
-    assert!(floor[&Score::Coverage] > 0.8 && floor[&Score::Precision] > 0.5, "{floor:?}");
+    assert!(
+        floor[&Score::Coverage] > 0.8 && floor[&Score::Precision] > 0.5,
+        "{floor:?}"
+    );
     assert_eq!((of_real[&Score::Modes], first.modes()), (4.0, Some(4)));
     assert!(of_real[&Score::KlData] < 0.01 && of_noise[&Score::KlUniform] > 0.1);
 }
@@ -166,12 +184,19 @@ fn scores_are_a_function_of_checkpoint_data_and_settings() {
 fn the_settings_decide_what_is_compared() {
     let bars = Bars::new(2);
     let job = bars.job(&bars.write("data", 330, false));
-    let script = traced(&bars, "mean.pt", |images| images.mean_dim(&[2i64][..], false, Kind::Float).flatten(1, 2));
+    let script = traced(&bars, "mean.pt", |images| {
+        images
+            .mean_dim(&[2i64][..], false, Kind::Float)
+            .flatten(1, 2)
+    });
     let mut some = settings(1, Some(script.clone()));
     some.samples = 40;
     let few = of_generator(&prepare(&job, &some).unwrap(), &job);
     assert_eq!((few.protocol.samples, few.protocol.reals), (40, 40));
-    assert_eq!(few.protocol.floor_samples, 40, "halves are no larger than what is compared");
+    assert_eq!(
+        few.protocol.floor_samples, 40,
+        "halves are no larger than what is compared"
+    );
     some.seed = 1;
     let other = of_generator(&prepare(&job, &some).unwrap(), &job);
     assert_ne!(few.scores, other.scores, "the seed decides the latents");
@@ -193,14 +218,27 @@ fn traced(bars: &Bars, name: &str, features: impl Fn(&Tensor) -> Tensor) -> Path
 fn a_named_extractor_needs_no_labels_and_is_known_by_its_file() {
     let bars = Bars::new(3);
     let job = bars.job(&bars.write("data", 120, false));
-    let script = traced(&bars, "rows.pt", |images| images.mean_dim(&[3i64][..], false, Kind::Float).flatten(1, 2));
+    let script = traced(&bars, "rows.pt", |images| {
+        images
+            .mean_dim(&[3i64][..], false, Kind::Float)
+            .flatten(1, 2)
+    });
     let evaluator = prepare(&job, &settings(2, Some(script.clone()))).unwrap();
     let found = of_generator(&evaluator, &job);
     let extractor = &found.protocol.extractor;
     let hash = super::script::sha256(&fs::read(&script).unwrap());
-    assert_eq!((extractor.kind.as_str(), extractor.features), ("torchscript", 32));
-    assert_eq!((extractor.hash.as_str(), extractor.accuracy), (hash.as_str(), None));
-    assert!(!found.scores.contains_key(&Score::Modes), "nobody tells classes");
+    assert_eq!(
+        (extractor.kind.as_str(), extractor.features),
+        ("torchscript", 32)
+    );
+    assert_eq!(
+        (extractor.hash.as_str(), extractor.accuracy),
+        (hash.as_str(), None)
+    );
+    assert!(
+        !found.scores.contains_key(&Score::Modes),
+        "nobody tells classes"
+    );
     assert!(found.scores[&Score::Fid] > 10.0 * found.floor[&Score::Fid]);
     let alone = prepare(&job, &settings(1, Some(script))).unwrap();
     assert_eq!(of_generator(&alone, &job), found);
@@ -218,7 +256,11 @@ fn what_cannot_be_evaluated_is_refused_with_what_to_do() {
         }
         assert!(error.is_users() || matches!(error, EvaluateError::Io { .. }));
     };
-    refused(&unlabelled, None, &["no labels", "--extractor FILE.pt", "folder of its own"]);
+    refused(
+        &unlabelled,
+        None,
+        &["no labels", "--extractor FILE.pt", "folder of its own"],
+    );
     let one = Bars::new(1);
     let same = one.job(&one.write("same", 60, true));
     refused(&same, None, &["labels of 1 class", "--extractor"]);
@@ -226,18 +268,36 @@ fn what_cannot_be_evaluated_is_refused_with_what_to_do() {
     refused(&few, None, &["11 samples", "12 at least"]);
 
     let flat = traced(&bars, "flat.pt", |images| images.flatten(0, -1));
-    refused(&unlabelled, Some(flat), &["flat.pt", "[120, features]", "a tensor ["]);
-    let classes = traced(&bars, "classes.pt", |images| images.flatten(1, -1).argmax(1, true));
+    refused(
+        &unlabelled,
+        Some(flat),
+        &["flat.pt", "[120, features]", "a tensor ["],
+    );
+    let classes = traced(&bars, "classes.pt", |images| {
+        images.flatten(1, -1).argmax(1, true)
+    });
     refused(&unlabelled, Some(classes), &["classes.pt", "of kind Int64"]);
-    let narrow = traced(&bars, "narrow.pt", |images| images.flatten(1, -1).matmul(&Tensor::zeros([1024, 4], (Kind::Float, Device::Cpu))));
+    let narrow = traced(&bars, "narrow.pt", |images| {
+        images
+            .flatten(1, -1)
+            .matmul(&Tensor::zeros([1024, 4], (Kind::Float, Device::Cpu)))
+    });
     prepare(&unlabelled, &settings(1, Some(narrow.clone()))).unwrap();
     let mut larger = unlabelled.clone();
     larger.model.image_size = 64;
-    refused(&larger, Some(narrow), &["narrow.pt", "refuses images [120, 1, 64, 64]"]);
+    refused(
+        &larger,
+        Some(narrow),
+        &["narrow.pt", "refuses images [120, 1, 64, 64]"],
+    );
     let text = bars.path("text.pt");
     fs::write(&text, "no archive").unwrap();
     refused(&unlabelled, Some(text), &["text.pt", "torch.jit.save"]);
-    refused(&unlabelled, Some(bars.path("nowhere.pt")), &["nowhere.pt", "can't read"]);
+    refused(
+        &unlabelled,
+        Some(bars.path("nowhere.pt")),
+        &["nowhere.pt", "can't read"],
+    );
 }
 
 #[test]

@@ -20,9 +20,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// Samples that are drawn and looked at together. The borders between chunks are part of the
-/// protocol: the same for any crew.
-const CHUNK: usize = 256;
+/// Samples that are drawn and looked at together: few, so that an evaluation that is called off ends
+/// soon even with a large extractor. The borders between chunks are part of the protocol: the same
+/// for any crew.
+const CHUNK: usize = 64;
 
 /// The fewest samples: each half of the floor has neighbourhoods.
 const FEWEST: u64 = 2 * manifold::FEWEST;

@@ -271,7 +271,7 @@ fn what_cannot_be_evaluated_is_refused_with_what_to_do() {
     refused(
         &unlabelled,
         Some(flat),
-        &["flat.pt", "[120, features]", "a tensor ["],
+        &["flat.pt", "[64, features]", "a tensor ["],
     );
     let classes = traced(&bars, "classes.pt", |images| {
         images.flatten(1, -1).argmax(1, true)
@@ -288,7 +288,7 @@ fn what_cannot_be_evaluated_is_refused_with_what_to_do() {
     refused(
         &larger,
         Some(narrow),
-        &["narrow.pt", "refuses images [120, 1, 64, 64]"],
+        &["narrow.pt", "refuses images [64, 1, 64, 64]"],
     );
     let text = bars.path("text.pt");
     fs::write(&text, "no archive").unwrap();

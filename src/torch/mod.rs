@@ -1,5 +1,5 @@
-//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`) and its safe face; and
-//! CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where libtorch has CUDA.
+//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`, `script.cpp`) and its safe
+//! face; and CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where libtorch has CUDA.
 //!
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.
@@ -11,6 +11,7 @@ mod generator;
 mod graphs;
 mod host;
 mod memory;
+mod script;
 mod stream;
 mod sys;
 
@@ -24,6 +25,7 @@ pub use generator::Generator;
 pub use graphs::{Graph, GraphPool, graphs_available};
 pub use host::{HostVector, write};
 pub use memory::peak_memory;
+pub use script::{Script, ScriptTensor};
 pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};

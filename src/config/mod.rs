@@ -4,19 +4,24 @@
 //! documentation. [`load`] reads one, applies `--set` overrides and checks it; whoever holds a
 //! [`Job`] from there may rely on it. This room knows nothing of tensors, sockets or time.
 
+mod data;
 mod durations;
 mod evaluate;
 mod load;
+mod model;
 mod state_keys;
 mod validate;
 
+pub use data::{Data, DataCache, Fit, Stacked, Synthetic};
 pub use evaluate::{Evaluate, Score};
 pub use load::{ConfigError, Override, load, parse};
+pub use model::{
+    BatchNorm, Conditional, Distribution, Family, HiddenNoise, LatentInput, Model, Normalisation,
+};
 pub use state_keys::{KeyDifference, StateKeys, differences};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// One training run.
@@ -63,67 +68,6 @@ pub struct JobSection {
     /// Default 0.
     #[serde(default)]
     pub seed: u64,
-}
-
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// A folder of IDX files (raw or `.gz`), an IDX file of images, or a folder of images (PNG,
-    /// JPEG, at any depth). A relative path starts at the job file's folder; one that comes from
-    /// `--set`, at the current folder.
-    pub uri: String,
-    /// Folder of the packed shards. Default: `ganglion` in the user's cache folder.
-    #[serde(default)]
-    pub shard_folder: Option<PathBuf>,
-    /// Where a worker keeps samples from one epoch to the next. Default `host`.
-    #[serde(default)]
-    pub cache: DataCache,
-    /// How an image becomes a square of `model.image_size`. Default `cover`.
-    #[serde(default)]
-    pub fit: Fit,
-    /// Samples in a shard. Default 1024: a few megabytes, so that an epoch has many shards to deal.
-    #[serde(default = "defaults::shard_samples")]
-    pub shard_samples: u64,
-}
-
-/// Where a worker keeps samples from one epoch to the next. No bit depends on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataCache {
-    /// In the machine's page cache, over the packed shards.
-    #[default]
-    Host,
-    /// All of the data set in the GPU's memory, if it fits there; else as `host`. On a CPU, where
-    /// these are the same memory, as `host` too.
-    Device,
-}
-
-/// How an image becomes a square.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fit {
-    /// Scale until the shorter side fits, then crop the centre.
-    #[default]
-    Cover,
-    /// Keep the pixels and put black around them; an image larger than the square is refused.
-    Pad,
-}
-
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Model {
-    /// Side of the square images, pixels: 32, 64, 128 or 256. Default 64, as in the DCGAN paper.
-    pub image_size: u32,
-    /// Colour channels: 1 (grey) or 3 (RGB). Default 3.
-    pub channels: u32,
-    /// Size of the latent z, 1 to 4096. Default 100.
-    pub latent: u32,
-    /// Feature maps of the generator's last hidden layer (`ngf`), 1 to 1024. Default 64.
-    pub generator_width: u32,
-    /// Feature maps of the discriminator's first layer (`ndf`), 1 to 1024. Default 64.
-    pub discriminator_width: u32,
 }
 
 /// `[train]`
@@ -392,9 +336,6 @@ pub struct Deadlines {
 }
 
 mod defaults {
-    pub(super) fn shard_samples() -> u64 {
-        1024
-    }
     pub(super) fn replicas() -> u32 {
         8
     }
@@ -403,18 +344,6 @@ mod defaults {
     }
     pub(super) fn deterministic() -> bool {
         true
-    }
-}
-
-impl Default for Model {
-    fn default() -> Self {
-        Self {
-            image_size: 64,
-            channels: 3,
-            latent: 100,
-            generator_width: 64,
-            discriminator_width: 64,
-        }
     }
 }
 
@@ -511,6 +440,20 @@ spelled! {
     Reduction {
         Exact => "exact",
         Fast => "fast",
+    }
+    Family {
+        Dcgan => "dcgan",
+        Mlp => "mlp",
+    }
+    Conditional {
+        None => "none",
+        Concatenation => "concatenation",
+        Projection => "projection",
+    }
+    Normalisation {
+        Batch => "batch",
+        Layer => "layer",
+        None => "none",
     }
 }
 

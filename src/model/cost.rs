@@ -3,10 +3,10 @@
 //! The counts are of the mathematics, not of any implementation: what is divided by a measured time
 //! gives the rate at which useful work was done.
 
-use super::architecture::{Architecture, Convolution};
-use crate::config::{Model, Precision, Train, Update};
+use super::architecture::{Architecture, Layer};
+use crate::config::{BatchNorm, Model, Precision, Train, Update};
 
-/// Floating-point operations in convolutions, which are all but a few percent of a step; a
+/// Floating-point operations in convolutions and fully connected layers, which are all but a few percent of a step; a
 /// multiplication and an addition are two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flops {
@@ -35,36 +35,50 @@ impl Flops {
 ///           … and on to G's weights                    2·F(G) - f(G)
 /// ```
 ///
+/// With `model.batch_norm = "together"` D looks at x beside G(z) each time, and J_G's gradient passes
+/// through both, for the batch's statistics hang on both.
+///
 /// The gradient of a convolution costs as much as its forward pass, once for its weight and once
 /// for its input. Nobody asks for a first layer's input, nor for D's weights where J_G passes.
-pub fn step(model: &Model, update: Update) -> Flops {
+pub fn step(model: &Model, train: &Train) -> Flops {
     let (g, d) = (Architecture::generator(model), discriminator(model));
-    let judgements = match update {
-        Update::Alternating => 3,
-        Update::Simultaneous => 2,
-    };
+    let (judgements, passed) = looks(model, train);
     Flops {
         forward: g.forward_flops() + judgements * d.forward_flops(),
-        backward: 2 * backward_to_parameters(&d) + d.forward_flops() + backward_to_parameters(&g),
+        backward: 2 * backward_to_parameters(&d)
+            + passed * d.forward_flops()
+            + backward_to_parameters(&g),
+    }
+}
+
+/// How often D looks at a sample for each image, and how often J_G's gradient passes through it.
+fn looks(model: &Model, train: &Train) -> (u64, u64) {
+    let passed = match model.batch_norm {
+        BatchNorm::Separate => 1,
+        BatchNorm::Together => 2,
+    };
+    match train.update {
+        Update::Alternating => (2 + passed, passed),
+        Update::Simultaneous => (2, passed),
     }
 }
 
 /// [`step`]'s total.
-pub fn step_flops(model: &Model, update: Update) -> u64 {
-    step(model, update).total()
+pub fn step_flops(model: &Model, train: &Train) -> u64 {
+    step(model, train).total()
 }
 
 fn discriminator(model: &Model) -> Architecture {
-    Architecture::discriminator(model)
+    Architecture::discriminator(model, 1)
 }
 
 fn backward_to_parameters(network: &Architecture) -> u64 {
-    2 * network.forward_flops() - first(network, Convolution::flops)
+    2 * network.forward_flops() - first(network, Layer::flops)
 }
 
-fn first(network: &Architecture, of: impl Fn(&Convolution) -> u64) -> u64 {
+fn first(network: &Architecture, of: impl Fn(&Layer) -> u64) -> u64 {
     let stage = network.stages.first();
-    stage.map_or(0, |stage| of(&stage.convolution))
+    stage.map_or(0, |stage| of(&stage.layer))
 }
 
 /// Bytes that a step can't but move between memory and processor. An implementation moves more: it
@@ -92,17 +106,14 @@ impl Traffic {
 /// What a worker moves in a step that hosts so many replicas.
 pub fn traffic(model: &Model, train: &Train, hosted: u32) -> Traffic {
     let (g, d) = (Architecture::generator(model), discriminator(model));
-    let judgements = match train.update {
-        Update::Alternating => 3,
-        Update::Simultaneous => 2,
-    };
+    let (judgements, passed) = looks(model, train);
     let element = match train.precision {
         Precision::F32 | Precision::Tf32 => 4,
         Precision::Bf16 => 2,
     };
     let (of_g, of_d) = (g.len() as u64, d.len() as u64);
     // Read by each forward pass; read by each backward pass, and written by those to the weights.
-    let weights = of_g * (1 + 2) + of_d * (judgements + 2 * 2 + 1);
+    let weights = of_g * (1 + 2) + of_d * (judgements + 2 * 2 + passed);
     // A forward pass reads its inputs and writes its outputs. Backward, a layer reads its output's
     // gradient, writes its input's (but for a first layer whose input nobody asks for), and reads
     // its input for its weight's.
@@ -111,8 +122,11 @@ pub fn traffic(model: &Model, train: &Train, hosted: u32) -> Traffic {
     let to_weights = |network: &Architecture| {
         sum(network, |layer| output(layer) + 2 * input(layer)) - first(network, input)
     };
-    let image =
-        forward(&g) + judgements * forward(&d) + 2 * to_weights(&d) + through(&d) + to_weights(&g);
+    let image = forward(&g)
+        + judgements * forward(&d)
+        + 2 * to_weights(&d)
+        + passed * through(&d)
+        + to_weights(&g);
     Traffic {
         weights: element * u64::from(hosted) * weights,
         optimizer: 28 * (of_g + of_d),
@@ -120,17 +134,17 @@ pub fn traffic(model: &Model, train: &Train, hosted: u32) -> Traffic {
     }
 }
 
-fn sum(network: &Architecture, of: impl Fn(&Convolution) -> u64) -> u64 {
+fn sum(network: &Architecture, of: impl Fn(&Layer) -> u64) -> u64 {
     let stages = network.stages.iter();
-    stages.map(|stage| of(&stage.convolution)).sum()
+    stages.map(|stage| of(&stage.layer)).sum()
 }
 
-fn input(layer: &Convolution) -> u64 {
-    (layer.inputs * layer.side_in * layer.side_in) as u64
+fn input(layer: &Layer) -> u64 {
+    (layer.inputs() * layer.side_in() * layer.side_in()) as u64
 }
 
-fn output(layer: &Convolution) -> u64 {
-    (layer.outputs * layer.side_out * layer.side_out) as u64
+fn output(layer: &Layer) -> u64 {
+    (layer.outputs() * layer.side_out() * layer.side_out()) as u64
 }
 
 #[cfg(test)]
@@ -168,23 +182,27 @@ mod tests {
         assert_eq!((of_g, of_d), (50_432, 98_688));
         let backward = 2 * (2 * of_d - d[0]) + of_d + (2 * of_g - g[0]);
         assert_eq!(backward, 543_872);
-        let model = tiny().model;
-        let alternating = step(&model, Update::Alternating);
+        let Job {
+            model, mut train, ..
+        } = tiny();
+        let alternating = step(&model, &train);
         assert_eq!(alternating.forward, of_g + 3 * of_d);
         assert_eq!(alternating.backward, backward);
-        let simultaneous = step(&model, Update::Simultaneous);
+        assert_eq!(step_flops(&model, &train), 346_496 + 543_872);
+        train.update = Update::Simultaneous;
+        let simultaneous = step(&model, &train);
         assert_eq!(simultaneous.forward, of_g + 2 * of_d);
         assert_eq!(simultaneous.backward, backward);
-        assert_eq!(step_flops(&model, Update::Alternating), 346_496 + 543_872);
     }
 
     /// What `torch.utils.flop_counter.FlopCounterMode` counts in PyTorch's example for one image of
     /// 64×64, width 64, when D's weights don't ask for their gradients in G's step.
     #[test]
     fn the_operations_are_those_that_pytorch_counts() {
-        let model = Model::default();
-        assert_eq!(step_flops(&model, Update::Alternating), 2_274_623_488);
-        assert_eq!(step_flops(&model, Update::Simultaneous), 2_066_989_056);
+        let (model, mut train) = (Model::default(), tiny().train);
+        assert_eq!(step_flops(&model, &train), 2_274_623_488);
+        train.update = Update::Simultaneous;
+        assert_eq!(step_flops(&model, &train), 2_066_989_056);
     }
 
     #[test]

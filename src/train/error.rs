@@ -102,6 +102,12 @@ pub enum TrainError {
         /// Size of the generator's.
         expected: usize,
     },
+    /// Labels that the generator can't make samples for.
+    #[error("labels don't fit the generator: {detail}")]
+    Labels {
+        /// What is wrong with them.
+        detail: String,
+    },
 }
 
 /// What workers do together.

@@ -19,49 +19,73 @@ pub(super) struct Feed {
     /// Filled in turns: one may still be on its way.
     staging: [Staging; 2],
     turn: usize,
-    /// `[replicas · b, c, s, s]`, bytes.
+    /// `[replicas · b, c, s, s]`, bytes; or numbers, of points.
     pixels: Tensor,
     /// `[replicas · b]`: which samples of a set that lies on the device.
     places: Tensor,
     /// `[replicas · b, z, 1, 1]`.
     latents: Tensor,
+    /// `[replicas · b]`, if the networks are told of labels.
+    labels: Option<Tensor>,
+    /// `[replicas · b, noise]`, if the generator has hidden noise.
+    noise: Option<Tensor>,
     batch: i64,
 }
 
 /// Host memory.
 #[derive(Debug)]
 struct Staging {
-    /// Made when batches bring bytes.
+    /// Made when batches bring samples.
     pixels: Option<Tensor>,
     places: Tensor,
     latents: Tensor,
+    labels: Option<Tensor>,
+    noise: Option<Tensor>,
     sent: Event,
 }
 
 impl Feed {
     pub(super) fn new(game: &Game, replicas: usize) -> Result<Self, TorchError> {
-        let [batch, channels, side, _] = game.images;
+        let [batch, channels, high, wide] = game.images;
         let samples = batch * replicas as i64;
         let device = game.device;
+        let zeros = |shape: &[i64], kind, device| Tensor::f_zeros(shape, (kind, device));
+        let latents = |device| {
+            let shape = [samples, i64::from(game.model.latent), 1, 1];
+            zeros(&shape, Kind::Float, device)
+        };
+        let labels = |device| {
+            let labels = || zeros(&[samples], Kind::Int64, device);
+            game.takes_labels().then(labels).transpose()
+        };
+        let noise = |device| {
+            let len = game.generator.noise as i64;
+            let noise = || zeros(&[samples, len], Kind::Float, device);
+            (len > 0).then(noise).transpose()
+        };
         let staging = || -> Result<Staging, TorchError> {
-            let places = Tensor::f_zeros([samples], (Kind::Int64, Device::Cpu))?;
-            let latents = [samples, game.latent as i64, 1, 1];
-            let latents = Tensor::f_zeros(latents, (Kind::Float, Device::Cpu))?;
+            let host = |tensor: Option<Tensor>| {
+                let reachable = |tensor| reachable(tensor, device);
+                tensor.map(reachable).transpose()
+            };
             Ok(Staging {
                 pixels: None,
-                places: reachable(places, device)?,
-                latents: reachable(latents, device)?,
+                places: reachable(zeros(&[samples], Kind::Int64, Device::Cpu)?, device)?,
+                latents: reachable(latents(Device::Cpu)?, device)?,
+                labels: host(labels(Device::Cpu)?)?,
+                noise: host(noise(Device::Cpu)?)?,
                 sent: Event::new(device, false)?,
             })
         };
-        let pixels = [samples, channels, side, side];
         Ok(Self {
             device,
             staging: [staging()?, staging()?],
             turn: 0,
-            pixels: Tensor::f_zeros(pixels, (Kind::Uint8, device))?,
-            places: Tensor::f_zeros([samples], (Kind::Int64, device))?,
-            latents: Tensor::f_zeros([samples, game.latent as i64, 1, 1], (Kind::Float, device))?,
+            pixels: zeros(&[samples, channels, high, wide], game.kind, device)?,
+            places: zeros(&[samples], Kind::Int64, device)?,
+            latents: latents(device)?,
+            labels: labels(device)?,
+            noise: noise(device)?,
             batch,
         })
     }
@@ -80,7 +104,7 @@ impl Feed {
         while !staging.sent.is_complete()? {
             std::thread::sleep(PATIENCE);
         }
-        let mut bytes = false;
+        let mut brought = false;
         let mut places = false;
         for (index, batch) in batches.iter().enumerate() {
             let from = index as i64 * self.batch;
@@ -88,19 +112,34 @@ impl Feed {
             let narrow = |tensor: &Tensor| tensor.f_narrow(0, from, self.batch);
             let to = narrow(&staging.latents).map_err(TorchError::from)?;
             write(&to, latents.values())?;
+            if let (Some(all), Some(labels)) = (&staging.labels, &batch.labels) {
+                let labels: Vec<i64> = labels.iter().copied().map(i64::from).collect();
+                write(&narrow(all).map_err(TorchError::from)?, &labels)?;
+            }
+            if let Some(all) = &staging.noise {
+                let noise = game.noise(batch.step, batch.replica)?;
+                write(&narrow(all).map_err(TorchError::from)?, &noise)?;
+            }
+            if !matches!(batch.pixels, Pixels::Places(_)) && staging.pixels.is_none() {
+                let shape = self.pixels.size();
+                let all = Tensor::f_zeros(shape, (game.kind, Device::Cpu));
+                let all = reachable(all.map_err(TorchError::from)?, self.device)?;
+                staging.pixels = Some(all);
+            }
+            let room = staging.pixels.as_ref().map(narrow).transpose();
+            let room = room.map_err(TorchError::from)?;
             match &batch.pixels {
-                Pixels::Bytes(pixels) => {
-                    let all = match staging.pixels.take() {
-                        Some(all) => all,
-                        None => {
-                            let size = self.pixels.size();
-                            let all = Tensor::f_zeros(size, (Kind::Uint8, Device::Cpu));
-                            reachable(all.map_err(TorchError::from)?, self.device)?
-                        }
-                    };
-                    write(&narrow(&all).map_err(TorchError::from)?, pixels)?;
-                    staging.pixels = Some(all);
-                    bytes = true;
+                Pixels::Bytes(values) => {
+                    if let Some(room) = room {
+                        write(&room, values)?;
+                    }
+                    brought = true;
+                }
+                Pixels::Numbers(values) => {
+                    if let Some(room) = room {
+                        write(&room, values)?;
+                    }
+                    brought = true;
                 }
                 Pixels::Places(numbers) => {
                     let to = narrow(&staging.places).map_err(TorchError::from)?;
@@ -110,7 +149,15 @@ impl Feed {
             }
         }
         copy_async(&mut self.latents, &staging.latents)?;
-        if let Some(pixels) = staging.pixels.as_ref().filter(|_| bytes) {
+        for (to, from) in [
+            (&mut self.labels, &staging.labels),
+            (&mut self.noise, &staging.noise),
+        ] {
+            if let (Some(to), Some(from)) = (to, from) {
+                copy_async(to, from)?;
+            }
+        }
+        if let Some(pixels) = staging.pixels.as_ref().filter(|_| brought) {
             copy_async(&mut self.pixels, pixels)?;
         }
         if let Some(cache) = cache.filter(|_| places) {
@@ -132,6 +179,8 @@ impl Feed {
                 Ok(Inputs {
                     pixels: part(&self.pixels)?,
                     latents: part(&self.latents)?,
+                    labels: self.labels.as_ref().map(part).transpose()?,
+                    noise: self.noise.as_ref().map(part).transpose()?,
                 })
             })
             .collect()

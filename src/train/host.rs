@@ -64,10 +64,7 @@ impl Trainer {
     }
 
     fn weights(&self) -> Weights {
-        Weights {
-            generator: self.state.generator.parameters.shallow_clone(),
-            discriminator: self.state.discriminator.parameters.shallow_clone(),
-        }
+        Weights::of(&self.state.generator, &self.state.discriminator)
     }
 
     fn reduce_discriminator(
@@ -125,10 +122,11 @@ impl Trainer {
         {
             let (of_d, of_g) = (self.discriminator_mean.lend(), self.generator_mean.lend());
             let [looks, generated] = self.game.statistics(&of_d, &of_g)?;
-            let state = &self.state;
+            let (state, game) = (&self.state, &self.game);
             self.next_discriminator
-                .track(&state.discriminator, &looks)?;
-            self.next_generator.track(&state.generator, &generated)?;
+                .track(&state.discriminator, &looks, &game.discriminator)?;
+            self.next_generator
+                .track(&state.generator, &generated, &game.generator)?;
         }
         let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
         let of_d = self.discriminator_mean.host().as_slice()?;

@@ -44,7 +44,7 @@ pub use sampler::Sampler;
 
 use crate::checkpoint::Snapshot;
 use crate::collective::{Collective, Flags};
-use crate::config::{Job, Update};
+use crate::config::Job;
 use crate::data::{Batch, Pixels};
 use crate::ids::Step;
 use crate::model::Latents;
@@ -304,7 +304,7 @@ impl Trainer {
     }
 
     /// Images of these latents: from the generator's average if one is kept, with running
-    /// statistics.
+    /// statistics; of a conditional generator, for the labels in turn.
     ///
     /// # Shapes
     /// `[latents.count(), c, s, s]`, 0 … 255.
@@ -312,8 +312,32 @@ impl Trainer {
     /// # Errors
     /// [`TrainError::Latents`] or [`TrainError::Torch`].
     pub fn sample(&self, latents: &Latents) -> Result<Vec<u8>, TrainError> {
-        torch::set_threads(self.job.workers.threads);
         let _aside = self.read_aside()?;
+        self.sampler()?.sample(latents)
+    }
+
+    /// The same for these labels: [`Sampler::sample_of`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sample_of(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<u8>, TrainError> {
+        let _aside = self.read_aside()?;
+        self.sampler()?.sample_of(latents, labels)
+    }
+
+    /// What the generator makes of these latents for these labels, as it makes it:
+    /// [`Sampler::values`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
+        let _aside = self.read_aside()?;
+        self.sampler()?.values(latents, labels)
+    }
+
+    /// Only while the state is [read aside](Self::read_aside).
+    fn sampler(&self) -> Result<Sampler, TrainError> {
+        torch::set_threads(self.job.workers.threads);
         let (parameters, running) = match &self.state.average {
             Some(average) => (&average.parameters, &average.running),
             None => (
@@ -328,8 +352,7 @@ impl Trainer {
             parameters,
             running,
             self.game.device,
-        )?
-        .sample(latents)
+        )
     }
 
     /// Refuses batches that are not the hosted replicas' at this step.
@@ -354,20 +377,60 @@ impl Trainer {
                     batch.replica, batch.step
                 )));
             }
-            match &batch.pixels {
-                Pixels::Bytes(bytes) if bytes.len() == size => {}
-                Pixels::Bytes(bytes) => {
+            let found = match (&batch.pixels, self.game.kind) {
+                (Pixels::Bytes(bytes), tch::Kind::Uint8) => bytes.len(),
+                (Pixels::Numbers(numbers), tch::Kind::Float) => numbers.len(),
+                (Pixels::Places(places), _) => {
+                    self.check_places(places).map_err(|detail| {
+                        wrong(format!("replica {replica}'s names places, but {detail}"))
+                    })?;
+                    size
+                }
+                (Pixels::Bytes(_) | Pixels::Numbers(_), _) => {
                     return Err(wrong(format!(
-                        "replica {replica}'s has {} pixel values, but train.batch images take {size}",
-                        bytes.len()
+                        "replica {replica}'s has {:?}, which are no samples of \
+                         model.architecture = \"{}\"",
+                        batch.pixels, self.job.model.architecture
                     )));
                 }
-                Pixels::Places(places) => self.check_places(places).map_err(|detail| {
-                    wrong(format!("replica {replica}'s names places, but {detail}"))
-                })?,
+            };
+            if found != size {
+                return Err(wrong(format!(
+                    "replica {replica}'s has {found} values, but train.batch samples take {size}"
+                )));
             }
+            self.check_labels(batch)
+                .map_err(|detail| wrong(format!("replica {replica}'s {detail}")))?;
         }
         Ok(())
+    }
+
+    /// Refuses labels that the networks can't be told of.
+    fn check_labels(&self, batch: &Batch) -> Result<(), String> {
+        if !self.game.takes_labels() {
+            return Ok(());
+        }
+        let (model, expected) = (&self.job.model, self.game.images[0] as usize);
+        let Some(labels) = &batch.labels else {
+            return Err(format!(
+                "has no labels, and model.conditional = \"{}\" needs them",
+                model.conditional
+            ));
+        };
+        if labels.len() != expected {
+            return Err(format!(
+                "has {} labels for {expected} samples",
+                labels.len()
+            ));
+        }
+        match labels.iter().find(|&&label| label >= model.classes) {
+            Some(label) => Err(format!(
+                "has the label {label}, but model.classes = {}: labels are 0 to {}",
+                model.classes,
+                model.classes - 1
+            )),
+            None => Ok(()),
+        }
     }
 
     fn check_places(&self, places: &[i64]) -> Result<(), String> {
@@ -387,10 +450,7 @@ impl Trainer {
 
     /// Makes what is next the state. What can fail comes first, and changes nothing then.
     fn commit(&mut self, step: Step) -> Result<(), TrainError> {
-        let looks = match self.game.update {
-            Update::Alternating => 3,
-            Update::Simultaneous => 2,
-        };
+        let looks = self.game.looks();
         self.next_generator.batches_tracked = self.state.generator.batches_tracked + 1;
         self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + looks;
         if let Some(average) = &mut self.state.average {

@@ -4,10 +4,11 @@
 //! waits for anybody.
 
 use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
-use crate::config::{Job, MemoryFormat, Precision, Update};
+use super::state::PlayerState;
+use crate::config::{BatchNorm, Job, MemoryFormat, Model, Precision, Update};
 use crate::data::{Batch, Pixels};
 use crate::ids::{ReplicaId, Step};
-use crate::model::{Architecture, Latents, Network, Statistics, view};
+use crate::model::{Architecture, Input, Latents, Network, Statistics, Values, view};
 use crate::objective::{self, Objective};
 use crate::random::{Domain, Key};
 use crate::torch::{TorchError, channels_last};
@@ -26,25 +27,56 @@ pub(super) struct Game {
     pub(super) discriminator_layout: DiscriminatorLayout,
     pub(super) generator_layout: GeneratorLayout,
     pub(super) seed: u64,
-    /// Shape of a batch of images: `[b, c, s, s]`.
+    /// Shape of a batch of samples: `[b, c, s, s]`; a point's coordinates are channels of one pixel.
     pub(super) images: [i64; 4],
-    pub(super) latent: usize,
+    /// Of the samples: bytes of images, or numbers of points.
+    pub(super) kind: Kind,
+    pub(super) model: Model,
     pub(super) device: Device,
 }
 
-/// Both networks' flat parameters.
+/// Both networks' flat parameters, and their running values, of which only spectral norm's vectors
+/// are read.
 #[derive(Debug)]
 pub(super) struct Weights {
     pub(super) generator: Tensor,
     pub(super) discriminator: Tensor,
+    pub(super) generator_running: Tensor,
+    pub(super) discriminator_running: Tensor,
 }
 
 impl Weights {
+    /// Those of this state, in its own memory.
+    pub(super) fn of(generator: &PlayerState, discriminator: &PlayerState) -> Self {
+        Self {
+            generator: generator.parameters.shallow_clone(),
+            discriminator: discriminator.parameters.shallow_clone(),
+            generator_running: generator.running.shallow_clone(),
+            discriminator_running: discriminator.running.shallow_clone(),
+        }
+    }
+
     /// The same memory, for another thread to read.
     pub(super) fn share(&self) -> Self {
         Self {
             generator: self.generator.shallow_clone(),
             discriminator: self.discriminator.shallow_clone(),
+            generator_running: self.generator_running.shallow_clone(),
+            discriminator_running: self.discriminator_running.shallow_clone(),
+        }
+    }
+
+    fn generator(&self) -> Values<'_> {
+        Values {
+            parameters: &self.generator,
+            running: &self.generator_running,
+        }
+    }
+
+    fn discriminator(&self) -> Values<'_> {
+        Values {
+            parameters: &self.discriminator,
+            running: &self.discriminator_running,
         }
     }
 }
@@ -53,18 +85,43 @@ impl Weights {
 /// anew for every step.
 #[derive(Debug)]
 pub(super) struct Inputs {
-    /// Bytes, 0 is black: `[b, c, s, s]`.
+    /// `[b, c, s, s]`: bytes, 0 is black; or the numbers of points.
     pub(super) pixels: Tensor,
     /// `[b, z, 1, 1]`.
     pub(super) latents: Tensor,
+    /// `[b]`, `i64`, if the networks are told of labels: those of the real samples, and the fakes are
+    /// made for the same.
+    pub(super) labels: Option<Tensor>,
+    /// `[b, noise]`, if the generator has hidden noise.
+    pub(super) noise: Option<Tensor>,
 }
 
 impl Inputs {
     /// The same memory.
     pub(super) fn share(&self) -> Self {
+        let share = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
         Self {
             pixels: self.pixels.shallow_clone(),
             latents: self.latents.shallow_clone(),
+            labels: share(&self.labels),
+            noise: share(&self.noise),
+        }
+    }
+
+    /// What the generator makes fakes of.
+    pub(super) fn latent(&self) -> Input<'_> {
+        Input {
+            x: &self.latents,
+            labels: self.labels.as_ref(),
+            noise: self.noise.as_ref(),
+        }
+    }
+
+    /// These samples, real or fake, as the discriminator looks at them.
+    pub(super) fn judged<'a>(&'a self, samples: &'a Tensor) -> Input<'a> {
+        Input {
+            labels: self.labels.as_ref(),
+            ..Input::from(samples)
         }
     }
 }
@@ -91,6 +148,10 @@ impl Vectors {
 #[derive(Debug)]
 pub(super) struct Fakes {
     images: Tensor,
+    /// What they were made of.
+    inputs: Inputs,
+    /// D's running values at the start of the step.
+    running: Tensor,
     /// G's parameters in that graph.
     leaves: Vec<Tensor>,
     /// G's vector.
@@ -113,8 +174,8 @@ impl Game {
         let model = &job.model;
         let order = job.train.memory_format;
         let generator = Architecture::generator(model).ordered(order);
-        let discriminator = Architecture::discriminator(model).ordered(order);
-        let side = i64::from(model.image_size);
+        let discriminator = Architecture::discriminator(model, 1).ordered(order);
+        let [channels, high, wide] = model.sample_shape().map(i64::from);
         Self {
             discriminator_layout: DiscriminatorLayout::new(&discriminator),
             generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
@@ -125,13 +186,12 @@ impl Game {
             precision: job.train.precision,
             order,
             seed: job.job.seed,
-            images: [
-                i64::from(job.train.batch),
-                i64::from(model.channels),
-                side,
-                side,
-            ],
-            latent: model.latent as usize,
+            images: [i64::from(job.train.batch), channels, high, wide],
+            kind: match model.has_points() {
+                true => Kind::Float,
+                false => Kind::Uint8,
+            },
+            model: model.clone(),
             device,
         }
     }
@@ -145,20 +205,22 @@ impl Game {
         vectors: Vectors,
     ) -> Result<Fakes, TorchError> {
         let (generated, real, faked) = self.clear(&vectors)?;
-        let generator = self.trainable(&self.generator, &weights.generator)?;
-        let discriminator = self.trainable(&self.discriminator, &weights.discriminator)?;
+        let generator = self.trainable(&self.generator, weights.generator())?;
+        let discriminator = self.trainable(&self.discriminator, weights.discriminator())?;
         let x = self.real(&inputs.pixels)?;
 
-        let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
-        // Real images and fakes are minibatches of their own for batch norm.
-        let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
-        let on_fake = discriminator.forward(&fake.f_detach()?, Statistics::Batch(&faked))?;
+        let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
+        let detached = fake.f_detach()?;
+        let [on_real, on_fake] =
+            self.judge(&discriminator, inputs, [&x, &detached], [&real, &faked])?;
         let j_d = self.objective.discriminator(&on_real, &on_fake)?;
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), false, false)?;
 
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
         Ok(Fakes {
             images: fake,
+            inputs: inputs.share(),
+            running: weights.discriminator_running.shallow_clone(),
             leaves: generator.into_leaves(),
             vector: vectors.generator,
         })
@@ -167,10 +229,29 @@ impl Game {
     /// The second half of an alternating step, against the new D: fills the rest of G's vector.
     /// D is frozen: G's gradient passes through it, and D's own is never computed.
     pub(super) fn deceive(&self, fakes: Fakes, discriminator: &Tensor) -> Result<(), TorchError> {
-        let discriminator = Network::frozen(&self.discriminator, discriminator, self.precision)?;
+        let values = Values {
+            parameters: discriminator,
+            running: &fakes.running,
+        };
+        let discriminator = Network::frozen(&self.discriminator, values, self.precision)?;
         let judged = part(&fakes.vector, &self.generator_layout.judged)?;
 
-        let on_fake = discriminator.forward(&fakes.images, Statistics::Batch(&judged))?;
+        let on_fake = match self.together() {
+            true => {
+                let x = self.real(&fakes.inputs.pixels)?;
+                let [_, on_fake] = self.judge(
+                    &discriminator,
+                    &fakes.inputs,
+                    [&x, &fakes.images],
+                    [&judged, &judged],
+                )?;
+                on_fake
+            }
+            false => {
+                let input = fakes.inputs.judged(&fakes.images);
+                discriminator.forward(input, Statistics::Batch(&judged))?
+            }
+        };
         let j_g = self.objective.generator(&on_fake)?;
         let d_g = Tensor::f_run_backward(&[&j_g], &fakes.leaves, false, false)?;
 
@@ -189,19 +270,20 @@ impl Game {
         // Not where they travel from: D's vector is written, and may be on its way, before the
         // gradient passes through this look for the second time.
         let look = faked.f_zeros_like()?;
-        let generator = self.trainable(&self.generator, &weights.generator)?;
-        let discriminator = self.trainable(&self.discriminator, &weights.discriminator)?;
+        let generator = self.trainable(&self.generator, weights.generator())?;
+        let discriminator = self.trainable(&self.discriminator, weights.discriminator())?;
         let x = self.real(&inputs.pixels)?;
 
-        let fake = generator.forward(&inputs.latents, Statistics::Batch(&generated))?;
-        let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
-        let on_fake = discriminator.forward(&fake, Statistics::Batch(&look))?;
+        let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
+        let first = if self.together() { &look } else { &real };
+        let [on_real, on_fake] = self.judge(&discriminator, inputs, [&x, &fake], [first, &look])?;
         let j_d = self.objective.discriminator(&on_real, &on_fake)?;
         let j_g = self.objective.generator(&on_fake)?;
         // It computes what it is asked for: J_D's gradient stops at D's weights.
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
 
-        part(&vectors.discriminator, &self.discriminator_layout.fake)?.f_copy_(&look)?;
+        let mut travelling = if self.together() { real } else { faked };
+        travelling.f_copy_(&look)?;
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
         Ok(Answer {
             cost: j_g,
@@ -217,16 +299,60 @@ impl Game {
         self.write_generator(&answer.vector, &d_g, &answer.cost)
     }
 
+    /// D's logits on real samples and on fakes. For batch norm they are minibatches of their own,
+    /// whose statistics go to places of their own; or one, whose statistics go to the first place.
+    fn judge(
+        &self,
+        discriminator: &Network<'_>,
+        inputs: &Inputs,
+        [real, fake]: [&Tensor; 2],
+        [of_real, of_fake]: [&Tensor; 2],
+    ) -> Result<[Tensor; 2], TorchError> {
+        if !self.together() {
+            let look = |samples, place| {
+                discriminator.forward(inputs.judged(samples), Statistics::Batch(place))
+            };
+            return Ok([look(real, of_real)?, look(fake, of_fake)?]);
+        }
+        let both = Tensor::f_cat(&[&real.f_to_kind(fake.kind())?, fake], 0)?;
+        let twice = |labels: &Tensor| Tensor::f_cat(&[labels, labels], 0);
+        let labels = inputs.labels.as_ref().map(twice).transpose()?;
+        let input = Input {
+            labels: labels.as_ref(),
+            ..Input::from(&both)
+        };
+        let logits = discriminator.forward(input, Statistics::Batch(of_real))?;
+        let (first, second) = (real.size()[0], fake.size()[0]);
+        Ok([
+            logits.f_narrow(0, 0, first)?,
+            logits.f_narrow(0, first, second)?,
+        ])
+    }
+
+    /// Whether D's batch norm takes real samples and fakes for one batch.
+    fn together(&self) -> bool {
+        self.model.batch_norm == BatchNorm::Together
+    }
+
+    /// Batches that D's running statistics see in a step.
+    pub(super) fn looks(&self) -> i64 {
+        let judged = i64::from(self.update == Update::Alternating);
+        judged + if self.together() { 1 } else { 2 }
+    }
+
     fn trainable<'a>(
         &self,
         architecture: &'a Architecture,
-        flat: &Tensor,
+        values: Values<'_>,
     ) -> Result<Network<'a>, TorchError> {
-        Network::trainable(architecture, flat, self.precision)
+        Network::trainable(architecture, values, self.precision)
     }
 
-    /// Pixels 0 … 255 to -1 … 1, ordered as all activations are.
+    /// Pixels 0 … 255 to -1 … 1, ordered as all activations are; points as they are.
     fn real(&self, pixels: &Tensor) -> Result<Tensor, TorchError> {
+        if self.kind == Kind::Float {
+            return Ok(pixels.shallow_clone());
+        }
         let pixels = match self.order {
             MemoryFormat::ChannelsLast => channels_last(pixels)?,
             MemoryFormat::Contiguous => pixels.f_contiguous()?,
@@ -237,8 +363,8 @@ impl Game {
             .f_sub_scalar_(1.0)?)
     }
 
-    /// A batch's images and latents, brought to the device. `cache` is the data set, if that lies
-    /// there.
+    /// A batch's samples, and what else a step takes, brought to the device. `cache` is the data
+    /// set, if that lies there.
     pub(super) fn inputs(
         &self,
         batch: &Batch,
@@ -249,6 +375,9 @@ impl Game {
                 Tensor::f_from_data_size(bytes, &self.images, Kind::Uint8)?
                     .f_to_device(self.device)?
             }
+            (Pixels::Numbers(numbers), _) => Tensor::f_from_slice(numbers)?
+                .f_view(self.images)?
+                .f_to_device(self.device)?,
             (Pixels::Places(places), Some(cache)) => {
                 let places = Tensor::f_from_slice(places)?.f_to_device(self.device)?;
                 cache.f_index_select(0, &places)?
@@ -261,23 +390,49 @@ impl Game {
                 });
             }
         };
+        let labels = match batch.labels.as_ref().filter(|_| self.takes_labels()) {
+            Some(labels) => {
+                let labels: Vec<i64> = labels.iter().copied().map(i64::from).collect();
+                Some(Tensor::f_from_slice(&labels)?.f_to_device(self.device)?)
+            }
+            None => None,
+        };
+        let noise = match self.generator.noise {
+            0 => None,
+            len => Some(
+                Tensor::f_from_slice(&self.noise(batch.step, batch.replica)?)?
+                    .f_view([self.images[0], len as i64])?
+                    .f_to_device(self.device)?,
+            ),
+        };
         Ok(Inputs {
             pixels,
             latents: self
                 .latents(batch.step, batch.replica)?
                 .to_tensor(self.device)?,
+            labels,
+            noise,
         })
     }
 
+    /// Whether the networks are told of labels.
+    pub(super) fn takes_labels(&self) -> bool {
+        self.model.is_conditional()
+    }
+
     /// What batch norm saw in a step, in the order of the forward passes, from the means of both
-    /// vectors. D: real images, fakes, and in an alternating step the new D the fakes; G: latents.
+    /// vectors. D: real images, fakes, and in an alternating step the new D the fakes, or each time
+    /// real images and fakes together; G: latents.
     pub(super) fn statistics(
         &self,
         of_d: &Tensor,
         of_g: &Tensor,
     ) -> Result<[Vec<Tensor>; 2], TorchError> {
         let (d, g) = (&self.discriminator_layout, &self.generator_layout);
-        let mut judgements = vec![part(of_d, &d.real)?, part(of_d, &d.fake)?];
+        let mut judgements = vec![part(of_d, &d.real)?];
+        if !self.together() {
+            judgements.push(part(of_d, &d.fake)?);
+        }
         if self.update == Update::Alternating {
             judgements.push(part(of_g, &g.judged)?);
         }
@@ -287,7 +442,14 @@ impl Game {
     /// The replica's latents: of this step, whoever computes it and however often.
     pub(super) fn latents(&self, step: Step, replica: ReplicaId) -> Result<Latents, TorchError> {
         let key = Key::new(Domain::Latents, &[self.seed, step.0, u64::from(replica.0)]);
-        Latents::draw(key, self.images[0] as usize, self.latent)
+        Latents::of(&self.model, key, self.images[0] as usize)
+    }
+
+    /// The replica's hidden noise in this step, `[b, noise]`.
+    pub(super) fn noise(&self, step: Step, replica: ReplicaId) -> Result<Vec<f32>, TorchError> {
+        let key = Key::new(Domain::Noise, &[self.seed, step.0, u64::from(replica.0)]);
+        let drawn = Latents::draw(key, self.images[0] as usize, self.generator.noise)?;
+        Ok(drawn.values().to_vec())
     }
 
     /// The places of the statistics of G(z), D(real) and D(fake), zeroed, as those of a second D's

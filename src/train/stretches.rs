@@ -152,10 +152,7 @@ impl Work {
 
     fn first(&mut self) -> Result<(), TrainError> {
         let [generator, discriminator] = &self.from;
-        let weights = Weights {
-            generator: generator.parameters.shallow_clone(),
-            discriminator: discriminator.parameters.shallow_clone(),
-        };
+        let weights = Weights::of(generator, discriminator);
         self.kept.clear();
         let replicas = self.replicas.clone().zip(&self.inputs).zip(&self.vectors);
         for ((replica, inputs), vectors) in replicas {
@@ -213,8 +210,8 @@ impl Work {
         let [settings, _] = self.settings;
         optimizer::update(from_g, to_g, &gradient, settings, &self.count)?;
         let [looks, generated] = self.game.statistics(of_d, of_g)?;
-        to_d.track(from_d, &looks)?;
-        to_g.track(from_g, &generated)?;
+        to_d.track(from_d, &looks, &self.game.discriminator)?;
+        to_g.track(from_g, &generated, &self.game.generator)?;
         figures::write(&mut self.figures, (of_d, d), (of_g, g))?;
         Ok(())
     }

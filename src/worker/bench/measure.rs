@@ -3,7 +3,7 @@
 use super::BenchError;
 use crate::collective::{Abort, Collective, Deadlines, Flags, Group, GroupPeer, Listener};
 use crate::config::{DataCache, Job};
-use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next};
+use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next, Pixels};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId, Step};
 use crate::plan::Plan;
 use crate::random::{Domain, Key};
@@ -174,7 +174,9 @@ pub(super) enum Feed {
     /// The same few batches again and again, a copy for each replica and step.
     Noise {
         replicas: u32,
-        batches: Vec<Vec<u8>>,
+        batches: Vec<Pixels>,
+        /// Of each batch, if the networks are told of labels.
+        labels: Option<Vec<u32>>,
     },
     /// The job's data, through its loader.
     Data {
@@ -188,8 +190,8 @@ pub(super) enum Feed {
 impl Feed {
     pub(super) fn noise(job: &Job) -> Self {
         let (model, train) = (&job.model, &job.train);
-        let side = u64::from(model.image_size);
-        let len = u64::from(train.batch) * u64::from(model.channels) * side * side;
+        let sample: u64 = model.sample_shape().into_iter().map(u64::from).product();
+        let len = u64::from(train.batch) * sample;
         let batch = |number| {
             // A generator by Marsaglia (2003), xorshift64, from a key: quick, and noise enough.
             let mut state = Key::new(Domain::Samples, &[job.job.seed, number]).seed() | 1;
@@ -199,11 +201,20 @@ impl Feed {
                 state ^= state << 17;
                 (state >> 32) as u8
             };
-            (0..len).map(byte).collect()
+            let bytes: Vec<u8> = (0..len).map(byte).collect();
+            match model.has_points() {
+                true => {
+                    Pixels::Numbers(bytes.iter().map(|&x| f32::from(x) / 128.0 - 1.0).collect())
+                }
+                false => Pixels::Bytes(bytes),
+            }
         };
         Self::Noise {
             replicas: train.replicas,
             batches: (0..u64::from(NOISES)).map(batch).collect(),
+            labels: model
+                .is_conditional()
+                .then(|| (0..train.batch).map(|i| i % model.classes).collect()),
         }
     }
 
@@ -257,15 +268,18 @@ impl Feed {
 
     fn next(&mut self, step: Step) -> Result<Vec<Batch>, DataError> {
         match self {
-            Self::Noise { replicas, batches } => {
+            Self::Noise {
+                replicas,
+                batches,
+                labels,
+            } => {
                 let of = |replica: u32| Batch {
                     step,
                     epoch: Epoch(0),
                     replica: ReplicaId(replica),
                     pixels: batches[((step.0 as u32).wrapping_add(replica) % NOISES) as usize]
-                        .clone()
-                        .into(),
-                    labels: None,
+                        .clone(),
+                    labels: labels.clone(),
                 };
                 Ok((0..*replicas).map(of).collect())
             }
@@ -299,7 +313,6 @@ fn now() -> Instant {
 mod tests {
     use super::*;
     use crate::config::parse;
-    use crate::data::Pixels;
     use std::path::Path;
 
     #[test]

@@ -142,7 +142,9 @@ impl Painter {
         latents: &[Vec<f32>],
         batch: usize,
     ) -> Result<Images, PictureError> {
-        self.images(self.sampler.sample_batches(&listed(latents)?, batch)?)
+        let latents = listed(latents)?;
+        let labels = self.sampler.labels_in_turn(latents.count());
+        self.images(self.sampler.sample_batches(&latents, &labels, batch)?)
     }
 
     fn images(&self, pixels: Vec<u8>) -> Result<Images, PictureError> {

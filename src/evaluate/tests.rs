@@ -127,11 +127,11 @@ fn of_generator(evaluator: &Evaluator, job: &Job) -> Evaluation {
 #[test]
 fn scores_are_a_function_of_checkpoint_data_and_settings() {
     let bars = Bars::new(4);
-    let job = bars.job(&bars.write("data", 330, true));
+    let job = bars.job(&bars.write("data", 200, true));
     let mut told = Vec::new();
     let mut hear = |what: &str| told.push(what.to_owned());
     let first = Evaluator::prepare(&job, open(&job), &settings(1, None), &mut hear).unwrap();
-    assert!(told[0].contains("297 labelled samples"), "{told:?}");
+    assert!(told[0].contains("180 labelled samples"), "{told:?}");
     let alone = of_generator(&first, &job);
     let extractor = &alone.protocol.extractor;
     assert_eq!(
@@ -141,7 +141,7 @@ fn scores_are_a_function_of_checkpoint_data_and_settings() {
     assert!(extractor.accuracy.unwrap() > 0.9, "{extractor:?}");
     assert_eq!(
         (alone.protocol.samples, alone.protocol.floor_samples),
-        (300, 165)
+        (200, 100)
     );
     for workers in [2, 3] {
         told.clear();

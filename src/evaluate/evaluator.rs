@@ -26,6 +26,9 @@ use tch::{Device, Kind, Tensor};
 /// for any crew.
 const CHUNK: usize = 64;
 
+/// What a generator that isn't told of labels is told.
+const UNLABELLED: &[u32] = &[0];
+
 /// The fewest samples: each half of the floor has neighbourhoods.
 const FEWEST: u64 = 2 * manifold::FEWEST;
 
@@ -194,7 +197,7 @@ impl Evaluator {
                 // A generator that is told of labels makes as many of each as the data has.
                 let labels = match &self.labels {
                     Some(labels) => labels[chunk * CHUNK..][..wanted].iter().copied().cycle(),
-                    None => [0][..].iter().copied().cycle(),
+                    None => UNLABELLED.iter().copied().cycle(),
                 };
                 let labels: Vec<u32> = labels.take(CHUNK).collect();
                 let mut samples = match judge.element {

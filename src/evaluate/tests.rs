@@ -180,6 +180,58 @@ fn scores_are_a_function_of_checkpoint_data_and_settings() {
     assert!(of_real[&Score::KlData] < 0.01 && of_noise[&Score::KlUniform] > 0.1);
 }
 
+/// Points are their own features, and their modes are the mixture's.
+#[test]
+fn points_are_scored_as_they_are() {
+    let cache = tempfile::tempdir().unwrap();
+    let text = format!(
+        "[job]\nname = \"ring\"\n[data]\nuri = \"synthetic:ring\"\nshard_folder = {:?}\n\
+         synthetic = {{ samples = 600 }}\n[model]\narchitecture = \"mlp\"\nlatent = 2\n\
+         generator_width = 8\ndiscriminator_width = 8\n[train]\nsteps = 1\nreplicas = 1\n",
+        cache.path()
+    );
+    let job = crate::config::parse(&text, "ring", Path::new("/"), &[]).unwrap();
+    let evaluator = prepare(&job, &settings(1, None)).unwrap();
+    let drawn = of_generator(&evaluator, &job);
+    let extractor = &drawn.protocol.extractor;
+    assert_eq!((extractor.kind.as_str(), extractor.features), ("none", 2));
+    assert_eq!(evaluator.modes(), Some(8));
+    assert_eq!(drawn.floor[&Score::Modes], 8.0);
+    close(drawn.floor[&Score::HighQuality], 0.989, 0.02);
+    assert!(
+        drawn.scores[&Score::HighQuality] < 0.5,
+        "it has learned nothing"
+    );
+    let real = evaluator.images(open(&job), Step(0), "digest").unwrap();
+    assert_eq!(real.scores[&Score::Modes], 8.0);
+    assert!(real.scores[&Score::Fid] < 0.1 * drawn.scores[&Score::Fid]);
+    let again = prepare(&job, &settings(3, None)).unwrap();
+    assert_eq!(of_generator(&again, &job), drawn);
+}
+
+/// Each colour of a stacked image is a digit of its label, and is told by one classifier.
+#[test]
+fn stacked_images_are_told_digit_by_digit() {
+    let bars = Bars::new(10);
+    let mut job = bars.job(&bars.write("data", 200, true));
+    job.data.uri = format!("stacked:{}", job.data.uri);
+    job.data.stacked.samples = 160;
+    job.model.channels = 3;
+    let evaluator = prepare(&job, &settings(2, None)).unwrap();
+    let real = evaluator.images(open(&job), Step(0), "digest").unwrap();
+    let extractor = &real.protocol.extractor;
+    assert_eq!(extractor.features, 3 * 128);
+    assert!(extractor.accuracy.unwrap() > 0.5, "{extractor:?}");
+    let modes = evaluator.modes().unwrap();
+    assert!((100..=160).contains(&modes), "{modes} of 1000 triples");
+    let told = real.scores[&Score::Modes];
+    assert!(told > 0.5 * modes as f64, "{told} of {modes}");
+    assert!(
+        real.scores[&Score::KlUniform] > 1.0,
+        "160 triples can't be 1000 evenly"
+    );
+}
+
 #[test]
 fn the_settings_decide_what_is_compared() {
     let bars = Bars::new(2);

@@ -212,7 +212,7 @@ fn points_are_scored_as_they_are() {
 /// Each colour of a stacked image is a digit of its label, and is told by one classifier.
 #[test]
 fn stacked_images_are_told_digit_by_digit() {
-    let bars = Bars::new(10);
+    let bars = Bars::new(4);
     let mut job = bars.job(&bars.write("data", 200, true));
     job.data.uri = format!("stacked:{}", job.data.uri);
     job.data.stacked.samples = 160;
@@ -221,14 +221,14 @@ fn stacked_images_are_told_digit_by_digit() {
     let real = evaluator.images(open(&job), Step(0), "digest").unwrap();
     let extractor = &real.protocol.extractor;
     assert_eq!(extractor.features, 3 * 128);
-    assert!(extractor.accuracy.unwrap() > 0.5, "{extractor:?}");
+    assert!(extractor.accuracy.unwrap() > 0.7, "{extractor:?}");
     let modes = evaluator.modes().unwrap();
-    assert!((100..=160).contains(&modes), "{modes} of 1000 triples");
+    assert!((40..=64).contains(&modes), "{modes} of the 64 triples of four digits");
     let told = real.scores[&Score::Modes];
     assert!(told > 0.5 * modes as f64, "{told} of {modes}");
     assert!(
         real.scores[&Score::KlUniform] > 1.0,
-        "160 triples can't be 1000 evenly"
+        "64 triples are not 1000"
     );
 }
 

@@ -224,7 +224,8 @@ impl Foundations {
         let mut packing = Packing::new();
         let dataset = Dataset::open(job, &mut |done, total| packing.update(done, total))?;
         let evaluate = &job.evaluate;
-        let needs_labels = evaluate.every_steps > 0 && evaluate.extractor.is_none();
+        let has_features = evaluate.extractor.is_some() || job.model.has_points();
+        let needs_labels = evaluate.every_steps > 0 && !has_features;
         if needs_labels && !dataset.manifest().labels {
             let uri = job.data.uri.clone();
             return Err(CoordinatorError::Unlabelled { uri });

@@ -72,17 +72,6 @@ impl Sampler {
         self.sample(&self.latents(seed, count)?)
     }
 
-    /// Draws `count` images from this key.
-    ///
-    /// # Shapes
-    /// `[count, c, s, s]`, 0 … 255.
-    ///
-    /// # Errors
-    /// As [`sample`](Self::sample).
-    pub fn draw_from(&self, key: Key, count: usize) -> Result<Vec<u8>, TrainError> {
-        self.sample(&Latents::of(&self.model, key, count)?)
-    }
-
     /// The first `count` latents of the seed's own. The n-th is the same however many are drawn.
     ///
     /// # Errors
@@ -139,7 +128,12 @@ impl Sampler {
     ) -> Result<Vec<u8>, TrainError> {
         let computed = self.running.f_zeros_like().map_err(TorchError::from)?;
         let statistics = Statistics::Batch(&computed);
-        Ok(bytes(self.in_chunks(latents, labels, batch.max(1), statistics)?))
+        Ok(bytes(self.in_chunks(
+            latents,
+            labels,
+            batch.max(1),
+            statistics,
+        )?))
     }
 
     /// The labels 0, 1, 2 … `model.classes` - 1, 0, 1 …; zeros, if the generator isn't conditional.

@@ -28,6 +28,8 @@
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
 //! | [`sample`] | grids of images |
+//! | `density` | section 3.4 of the tutorial: NCE, maximum likelihood and GAN on densities in closed form |
+//! | `figures` | the tutorial's figures, from runs |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
@@ -51,7 +53,11 @@ pub mod command;
 pub mod config;
 pub mod coordinator;
 pub mod data;
+#[cfg(feature = "torch")]
+pub mod density;
 mod faults;
+#[cfg(feature = "torch")]
+pub mod figures;
 pub mod ids;
 pub mod membership;
 pub mod model;

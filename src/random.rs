@@ -23,6 +23,8 @@ pub enum Domain {
     Epoch,
     /// The order of the samples in a span: seed, epoch, shard.
     Span,
+    /// Small runs on densities in closed form: seed, use, update.
+    Density,
 }
 
 impl Domain {
@@ -34,6 +36,7 @@ impl Domain {
             Domain::Packing => b"packing",
             Domain::Epoch => b"epoch",
             Domain::Span => b"span",
+            Domain::Density => b"density",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::bench::Bench;
 use super::devices::Devices;
+use super::figures::Figures;
 use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
@@ -46,6 +47,8 @@ enum Command {
     /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
     /// of what the device can do, memory.
     Bench(Bench),
+    /// Draw the figures of Goodfellow's tutorial from runs: small ones, of minutes.
+    Figures(Figures),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -127,6 +130,7 @@ impl Cli {
             Command::Sample(sample) => sample.run(),
             Command::Inspect(inspect) => inspect.run(),
             Command::Bench(bench) => bench.run(format),
+            Command::Figures(figures) => figures.run(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut script);

@@ -13,6 +13,7 @@ pub mod cli;
 mod client;
 mod devices;
 mod failure;
+mod figures;
 mod hearing;
 mod history;
 mod identity;

@@ -1,0 +1,331 @@
+//! The three strategies of figure 20.
+
+use super::bumps::Bumps;
+use super::learner::Learner;
+use super::mixture::{Bins, Mixture, MixtureError, normal_strata};
+use super::perceptron::Perceptron;
+use super::{Use, key};
+use crate::config::{self, Adam};
+use crate::objective;
+use crate::torch::{Generator, TorchError};
+use std::fmt;
+use tch::{Device, Kind, Tensor};
+
+/// What a strategy can fail with.
+#[derive(Debug, thiserror::Error)]
+pub enum CriterionError {
+    /// libtorch refuses.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    /// The parameters are those of no distribution any more.
+    #[error("learning has diverged: {0}")]
+    Diverged(#[from] MixtureError),
+}
+
+impl From<tch::TchError> for CriterionError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error.into())
+    }
+}
+
+/// V = E log D + E log(1 - D), from D's logits on data and on the generator's samples: the value of
+/// the game of equation 8, 2·(-J_D).
+///
+/// # Shapes
+/// `[n]` and `[m]` to a scalar.
+///
+/// # Errors
+/// [`TorchError`].
+pub fn value(data: &Tensor, generated: &Tensor) -> Result<Tensor, TorchError> {
+    let game = objective::of(config::Objective::Minimax);
+    Ok(game.discriminator(data, generated)?.f_neg()?)
+}
+
+/// A strategy in the game.
+pub trait Criterion: fmt::Debug {
+    /// One update of whoever learns, on draws from the data. Gives V before it.
+    ///
+    /// # Shapes
+    /// `[n]`, `f32`.
+    ///
+    /// # Errors
+    /// [`CriterionError`].
+    fn update(&mut self, data: &Tensor) -> Result<f64, CriterionError>;
+
+    /// p_model, at the middles of `bins`.
+    ///
+    /// # Errors
+    /// [`CriterionError`].
+    fn model(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError>;
+
+    /// p_generator, at the middles of `bins`.
+    ///
+    /// # Errors
+    /// [`CriterionError`].
+    fn generator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError>;
+
+    /// D, at the middles of `bins`.
+    ///
+    /// # Errors
+    /// [`CriterionError`].
+    fn discriminator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError>;
+}
+
+/// Adam, as the strategies that learn a density have it.
+const DENSITY_ADAM: Adam = Adam {
+    learning_rate: 1e-2,
+    beta1: 0.9,
+    beta2: 0.999,
+    epsilon: 1e-8,
+};
+
+/// Where a density of `count` bumps starts: as wide as `around`, its bumps side by side.
+fn start(around: &Mixture, count: usize) -> Result<Vec<Tensor>, TorchError> {
+    let deviation = around.variance().sqrt();
+    let mean = |k: usize| {
+        around.mean() + deviation * ((k as f64 + 0.5) / count as f64 - 0.5)
+    };
+    let means: Vec<f64> = (0..count).map(mean).collect();
+    let options = (Kind::Double, Device::Cpu);
+    Ok(vec![
+        Tensor::f_from_slice(&means)?,
+        Tensor::f_full([count as i64], deviation.ln(), options)?,
+        Tensor::f_zeros([count as i64], options)?,
+    ])
+}
+
+fn single(x: &[f64]) -> Result<Tensor, TorchError> {
+    Ok(Tensor::f_from_slice(x)?.f_to_kind(Kind::Float)?)
+}
+
+fn numbers(of: &Tensor) -> Result<Vec<f64>, TorchError> {
+    let host = of.f_detach()?.f_to_kind(Kind::Double)?;
+    Ok(Vec::<f64>::try_from(host)?)
+}
+
+/// Noise-contrastive estimation (Gutmann and Hyvärinen 2010): D is p_model against a noise that is
+/// known and stays as it is, and p_model need not be normalised: its constant is learnt too.
+#[derive(Debug)]
+pub struct NoiseContrastive {
+    model: Learner,
+    noise: Mixture,
+    seed: u64,
+    updates: u64,
+}
+
+impl NoiseContrastive {
+    /// Learns a density of `count` bumps against `noise`.
+    ///
+    /// # Errors
+    /// [`TorchError`].
+    pub fn new(noise: Mixture, count: usize, seed: u64) -> Result<Self, TorchError> {
+        let mut parts = start(&noise, count)?;
+        parts.push(Tensor::f_zeros([1], (Kind::Double, Device::Cpu))?);
+        Ok(Self {
+            model: Learner::new(&parts, DENSITY_ADAM)?,
+            noise,
+            seed,
+            updates: 0,
+        })
+    }
+
+    /// ln p_model(x) = ln f(x) + c
+    fn log_model(leaves: &[Tensor], x: &Tensor) -> Result<Tensor, TorchError> {
+        Ok(Bumps::of(leaves).log_heights(x)?.f_add(&leaves[3])?)
+    }
+
+    /// D's logit is ln p_model - ln p_noise.
+    fn logits(&self, leaves: &[Tensor], x: &Tensor) -> Result<Tensor, TorchError> {
+        Ok(Self::log_model(leaves, x)?.f_sub(&self.noise.log_densities(x)?)?)
+    }
+
+    /// The integral of p_model, which is 1 once c = -ln Z.
+    ///
+    /// # Errors
+    /// [`TorchError`].
+    pub fn mass(&self) -> Result<f64, TorchError> {
+        let leaves = self.model.leaves()?;
+        let log = Bumps::of(&leaves).log_mass()?.f_add(&leaves[3])?;
+        Ok(log.f_exp()?.f_double_value(&[0])?)
+    }
+
+    /// p_model, divided by its integral.
+    ///
+    /// # Errors
+    /// [`CriterionError`].
+    pub fn mixture(&self) -> Result<Mixture, CriterionError> {
+        Ok(Bumps::of(&self.model.leaves()?).mixture()?)
+    }
+}
+
+impl Criterion for NoiseContrastive {
+    fn update(&mut self, data: &Tensor) -> Result<f64, CriterionError> {
+        let count = data.size().iter().product::<i64>() as usize;
+        let noise = self.noise.draw(key(self.seed, Use::Noise, self.updates), count);
+        let leaves = self.model.leaves()?;
+        let worth = value(
+            &self.logits(&leaves, data)?,
+            &self.logits(&leaves, &single(&noise)?)?,
+        )?;
+        self.model.descend(&worth.f_neg()?, &leaves)?;
+        self.updates += 1;
+        Ok(worth.f_double_value(&[])?)
+    }
+
+    fn model(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        let log = Self::log_model(&self.model.leaves()?, &single(&bins.middles())?)?;
+        Ok(numbers(&log.f_exp()?)?)
+    }
+
+    fn generator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        Ok(bins.middles().iter().map(|&x| self.noise.density(x)).collect())
+    }
+
+    fn discriminator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        let logits = self.logits(&self.model.leaves()?, &single(&bins.middles())?)?;
+        Ok(numbers(&logits.f_sigmoid()?)?)
+    }
+}
+
+/// Maximum likelihood, as a game: D is p_model against a copy of itself, made anew before each
+/// update. D says ½ everywhere, and yet V's gradient is half that of the likelihood.
+#[derive(Debug)]
+pub struct MaximumLikelihood {
+    model: Learner,
+    seed: u64,
+    updates: u64,
+}
+
+impl MaximumLikelihood {
+    /// Learns a normalised density of `count` bumps, from one that is about as wide as `around`.
+    ///
+    /// # Errors
+    /// [`TorchError`].
+    pub fn new(around: &Mixture, count: usize, seed: u64) -> Result<Self, TorchError> {
+        Ok(Self {
+            model: Learner::new(&start(around, count)?, DENSITY_ADAM)?,
+            seed,
+            updates: 0,
+        })
+    }
+
+    /// p_model
+    ///
+    /// # Errors
+    /// [`CriterionError`].
+    pub fn mixture(&self) -> Result<Mixture, CriterionError> {
+        Ok(Bumps::of(&self.model.leaves()?).mixture()?)
+    }
+}
+
+impl Criterion for MaximumLikelihood {
+    fn update(&mut self, data: &Tensor) -> Result<f64, CriterionError> {
+        let count = data.size().iter().product::<i64>() as usize;
+        // The copy, as a sampler.
+        let generator = self.mixture()?;
+        let generated = generator.draw(key(self.seed, Use::Generator, self.updates), count);
+        let leaves = self.model.leaves()?;
+        let model = Bumps::of(&leaves);
+        // The same density twice, of which one stays as it is.
+        let logits = |x: &Tensor| -> Result<Tensor, TorchError> {
+            let log = model.log_density(x)?;
+            Ok(log.f_sub(&log.f_detach()?)?)
+        };
+        let worth = value(&logits(data)?, &logits(&single(&generated)?)?)?;
+        self.model.descend(&worth.f_neg()?, &leaves)?;
+        self.updates += 1;
+        Ok(worth.f_double_value(&[])?)
+    }
+
+    fn model(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        let model = self.mixture()?;
+        Ok(bins.middles().iter().map(|&x| model.density(x)).collect())
+    }
+
+    fn generator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        self.model(bins)
+    }
+
+    fn discriminator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        Ok(vec![0.5; bins.count])
+    }
+}
+
+/// The GAN: D is a network and knows no density; the generator is another, and is the model. Both
+/// follow V, D up and G down, at once.
+#[derive(Debug)]
+pub struct Adversarial {
+    discriminator: Perceptron,
+    generator: Perceptron,
+    seed: u64,
+    updates: u64,
+}
+
+impl Adversarial {
+    /// Two networks of two hidden layers of `width`; G starts about as wide as N(0, 1).
+    ///
+    /// # Errors
+    /// [`TorchError`].
+    pub fn new(width: usize, seed: u64) -> Result<Self, TorchError> {
+        let adam = |learning_rate| Adam {
+            learning_rate,
+            beta1: 0.5,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        };
+        let widths = [1, width, width, 1];
+        let network = |purpose, rate| Perceptron::new(&widths, key(seed, purpose, 0), adam(rate));
+        Ok(Self {
+            discriminator: network(Use::Discriminator, 4e-3)?,
+            generator: network(Use::Generator, 1e-3)?,
+            seed,
+            updates: 0,
+        })
+    }
+
+    /// The step sizes of the updates to come, as shares of those at the start.
+    pub fn set_pace(&mut self, share: f64) {
+        self.discriminator.learner().set_rate(4e-3 * share);
+        self.generator.learner().set_rate(1e-3 * share);
+    }
+}
+
+impl Criterion for Adversarial {
+    fn update(&mut self, data: &Tensor) -> Result<f64, CriterionError> {
+        let key = key(self.seed, Use::Latents, self.updates);
+        let mut z = Tensor::f_zeros(data.size(), (Kind::Float, Device::Cpu))?;
+        Generator::new(Device::Cpu, key)?.normal_(&mut z, 0.0, 1.0)?;
+        let (d, g) = (self.discriminator.leaves()?, self.generator.leaves()?);
+        let fake = Perceptron::on_line(&g, &z)?;
+        let worth = value(
+            &Perceptron::on_line(&d, data)?,
+            &Perceptron::on_line(&d, &fake.f_detach()?)?,
+        )?;
+        // Before D changes: both move at once.
+        let frozen: Vec<Tensor> = d.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
+        let game = objective::of(config::Objective::Minimax);
+        let cost = game.generator(&Perceptron::on_line(&frozen, &fake)?)?;
+        self.generator.learner().descend(&cost, &g)?;
+        self.discriminator.learner().descend(&worth.f_neg()?, &d)?;
+        self.updates += 1;
+        Ok(worth.f_double_value(&[])?)
+    }
+
+    fn model(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        /// Latents that stand for all of them: some hundred to a bin.
+        const LATENTS: usize = 1 << 16;
+        let z = normal_strata(LATENTS)?.f_to_kind(Kind::Float)?;
+        let points = Perceptron::on_line(&self.generator.leaves()?, &z)?;
+        Ok(bins.histogram(&numbers(&points)?))
+    }
+
+    fn generator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        self.model(bins)
+    }
+
+    fn discriminator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
+        let x = single(&bins.middles())?;
+        let logits = Perceptron::on_line(&self.discriminator.leaves()?, &x)?;
+        Ok(numbers(&logits.f_sigmoid()?)?)
+    }
+}

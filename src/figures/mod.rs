@@ -1,0 +1,129 @@
+//! The tutorial's figures, drawn from runs: `gan-worker figures`.
+//!
+//! | file | figure |
+//! |---|---|
+//! | `divergences` | 14: a normal distribution fitted to a mixture of two, by either order of KL |
+//! | `costs` | 16: G's cost by what D says of a sample, and which samples carry the gradient |
+//! | `criteria` | 20: noise-contrastive estimation, maximum likelihood and the GAN |
+//! | `chart` | panels, axes, colours: the only file that knows how a plot becomes SVG |
+//!
+//! Each figure computes what it shows and nothing is kept from earlier runs. The same seed gives the
+//! same bytes on one kind of machine, if the thread that draws computes with one intra-op thread
+//! ([`set_threads`](crate::torch::set_threads)).
+
+mod chart;
+mod costs;
+mod criteria;
+mod divergences;
+#[cfg(test)]
+mod tests;
+
+use crate::density::{CriterionError, MixtureError};
+use crate::torch::TorchError;
+use std::fmt;
+
+/// A figure of the tutorial.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Figure {
+    /// 14
+    Divergences,
+    /// 16
+    Costs,
+    /// 20
+    Criteria,
+}
+
+impl Figure {
+    /// All that can be drawn, by their numbers.
+    pub const ALL: [Self; 3] = [Self::Divergences, Self::Costs, Self::Criteria];
+
+    /// Its number in the tutorial.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Divergences => 14,
+            Self::Costs => 16,
+            Self::Criteria => 20,
+        }
+    }
+
+    /// What is run for it.
+    pub fn subject(self) -> &'static str {
+        match self {
+            Self::Divergences => {
+                "a normal distribution fitted to a mixture of two, by either order of KL"
+            }
+            Self::Costs => {
+                "G's cost in the three games, and which samples carry its gradient when D is trained"
+            }
+            Self::Criteria => {
+                "a density learnt by noise-contrastive estimation, by maximum likelihood and by a GAN"
+            }
+        }
+    }
+
+    /// Runs what it shows, and draws it.
+    ///
+    /// # Errors
+    /// [`FigureError`].
+    pub fn draw(self, study: &Study) -> Result<Drawing, FigureError> {
+        match self {
+            Self::Divergences => divergences::draw(study),
+            Self::Costs => costs::draw(study),
+            Self::Criteria => criteria::draw(study),
+        }
+    }
+}
+
+impl fmt::Display for Figure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "figure {}", self.number())
+    }
+}
+
+/// How figures are computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Study {
+    /// Of every draw.
+    pub seed: u64,
+    /// Runs of a few updates, for tests: everything is computed and drawn, and nothing learnt.
+    pub brief: bool,
+}
+
+impl Study {
+    /// Updates of a run that takes `full` of them.
+    fn updates(&self, full: u32) -> u32 {
+        if self.brief { full.min(20) } else { full }
+    }
+}
+
+/// A figure that was drawn.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drawing {
+    /// The picture, an SVG document.
+    pub svg: String,
+    /// What the runs have come to, a line each.
+    pub findings: Vec<String>,
+}
+
+/// What can go wrong with a figure.
+#[derive(Debug, thiserror::Error)]
+pub enum FigureError {
+    /// libtorch refuses.
+    #[error(transparent)]
+    Torch(#[from] TorchError),
+    /// A run has failed.
+    #[error(transparent)]
+    Criterion(#[from] CriterionError),
+    /// A run has ended at numbers that are no distribution.
+    #[error(transparent)]
+    Mixture(#[from] MixtureError),
+    /// The plot can't be drawn.
+    #[error("can't draw the plot: {0}")]
+    Plot(String),
+}
+
+impl From<tch::TchError> for FigureError {
+    fn from(error: tch::TchError) -> Self {
+        Self::Torch(error.into())
+    }
+}

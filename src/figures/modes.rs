@@ -1,0 +1,207 @@
+//! Figure 15: what divergence a GAN minimises does not make its samples sharp, nor does it say how many
+//! modes they have. GANs that minimise KL(data ‖ model), maximum likelihood's divergence, and others
+//! ([`crate::objective`]'s f-GANs) learn a ring of eight modes; beside them is a normal distribution,
+//! which minimises the first of these divergences too, and blurs.
+
+use super::chart::{Axis, BLUE, Form, GREY, Page, Panel, Series, VERMILION};
+use super::{Drawing, FigureError, Study};
+use crate::config::{Adam, Objective};
+use crate::density::Perceptron;
+use crate::objective;
+use crate::random::{Domain, Key};
+use crate::torch::{Generator, TorchError};
+use std::f64::consts::TAU;
+use tch::{Device, Kind, Tensor};
+
+const MODES: usize = 8;
+const RADIUS: f64 = 1.0;
+/// Of each mode.
+const DEVIATION: f64 = 0.05;
+
+const GAMES: [(Objective, &str); 4] = [
+    (Objective::FKl, "GAN, KL(data ‖ model)"),
+    (Objective::FReverseKl, "GAN, KL(model ‖ data)"),
+    (Objective::FJs, "GAN, Jensen-Shannon"),
+    (Objective::FHellinger, "GAN, squared Hellinger"),
+];
+
+const UPDATES: u32 = 4000;
+const BATCH: usize = 256;
+const LATENT: usize = 4;
+const WIDTH: usize = 64;
+/// Samples that are judged, and how many of them are drawn.
+const JUDGED: usize = 2500;
+const DRAWN: usize = 400;
+
+fn normal(key: Key, shape: [usize; 2]) -> Result<Tensor, TorchError> {
+    let shape = shape.map(|side| side as i64);
+    let mut drawn = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
+    Generator::new(Device::Cpu, key)?.normal_(&mut drawn, 0.0, 1.0)?;
+    Ok(drawn)
+}
+
+/// Where mode `index` is.
+fn mode(index: usize) -> [f64; 2] {
+    let turn = TAU * index as f64 / MODES as f64;
+    [RADIUS * turn.cos(), RADIUS * turn.sin()]
+}
+
+/// Draws from the ring: `[count, 2]`.
+fn ring(key: Key, count: usize) -> Result<Tensor, TorchError> {
+    let mut stream = key.stream();
+    let modes = (0..count).map(|_| mode(stream.below(MODES as u64) as usize));
+    let modes: Vec<f32> = modes.flatten().map(|x| x as f32).collect();
+    let modes = Tensor::f_from_slice(&modes)?.f_view([count as i64, 2])?;
+    let spread = normal(key, [count, 2])?.f_mul_scalar(DEVIATION)?;
+    Ok(modes.f_add(&spread)?)
+}
+
+/// What samples are like.
+#[derive(Clone, Debug, PartialEq)]
+struct Judgement {
+    /// Modes that a sample lies at.
+    modes: usize,
+    /// The share of the samples that lie within 3 standard deviations of a mode.
+    sharp: f64,
+}
+
+fn judge(samples: &[[f64; 2]]) -> Judgement {
+    let mut found = [false; MODES];
+    let mut sharp = 0usize;
+    for [x, y] in samples {
+        let near = (0..MODES).find(|&index| {
+            let [at_x, at_y] = mode(index);
+            (x - at_x).hypot(y - at_y) <= 3.0 * DEVIATION
+        });
+        if let Some(index) = near {
+            found[index] = true;
+            sharp += 1;
+        }
+    }
+    Judgement {
+        modes: found.iter().filter(|&&found| found).count(),
+        sharp: sharp as f64 / samples.len().max(1) as f64,
+    }
+}
+
+fn points(samples: &Tensor) -> Result<Vec<[f64; 2]>, TorchError> {
+    let flat = samples.f_detach()?.f_to_kind(Kind::Double)?.f_reshape([-1])?;
+    let flat = Vec::<f64>::try_from(flat)?;
+    Ok(flat.chunks_exact(2).map(|at| [at[0], at[1]]).collect())
+}
+
+/// The draws of a run.
+#[derive(Clone, Copy)]
+enum Use {
+    Data,
+    Latents,
+    Discriminator,
+    Generator,
+    Shown,
+}
+
+fn key(study: &Study, purpose: Use, update: u32) -> Key {
+    let purpose = 100 + purpose as u64;
+    Key::new(Domain::Density, &[study.seed, purpose, update.into()])
+}
+
+/// Trains a GAN in this game and gives samples of it, `[JUDGED, 2]`.
+fn train(game: Objective, study: &Study) -> Result<Tensor, TorchError> {
+    const RATE: f64 = 1e-3;
+    let adam = Adam {
+        learning_rate: RATE,
+        beta1: 0.5,
+        beta2: 0.999,
+        epsilon: 1e-8,
+    };
+    let game = objective::of(game, 0.0);
+    let network = |purpose, from, to| {
+        Perceptron::new(&[from, WIDTH, WIDTH, to], key(study, purpose, 0), adam)
+    };
+    let mut discriminator = network(Use::Discriminator, 2, 1)?;
+    let mut generator = network(Use::Generator, LATENT, 2)?;
+    for update in 0..study.updates(UPDATES) {
+        let real = ring(key(study, Use::Data, update), BATCH)?;
+        let z = normal(key(study, Use::Latents, update), [BATCH, LATENT])?;
+        let (d, g) = (discriminator.leaves()?, generator.leaves()?);
+        let fake = Perceptron::forward(&g, &z)?;
+        let output = |leaves: &[Tensor], x: &Tensor| -> Result<Tensor, TorchError> {
+            Ok(Perceptron::forward(leaves, x)?.f_squeeze_dim(-1)?)
+        };
+        let cost = game.discriminator(&output(&d, &real)?, &output(&d, &fake.f_detach()?)?)?;
+        discriminator.learner().descend(&cost, &d)?;
+        let frozen: Vec<Tensor> = d.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
+        let cost = game.generator(&output(&frozen, &fake)?, None)?;
+        generator.learner().descend(&cost, &g)?;
+    }
+    let z = normal(key(study, Use::Shown, 0), [JUDGED, LATENT])?;
+    Perceptron::forward(&generator.leaves()?, &z)
+}
+
+/// Draws it.
+pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
+    let data = points(&ring(key(study, Use::Shown, 1), JUDGED)?)?;
+    // Maximum likelihood's normal distribution has the data's moments.
+    let spread = (0.5 * RADIUS * RADIUS + DEVIATION * DEVIATION).sqrt();
+    let blurred = normal(key(study, Use::Shown, 2), [JUDGED, 2])?.f_mul_scalar(spread)?;
+    let mut shown = vec![
+        ("data", GREY, data),
+        ("normal distribution, KL(data ‖ model)", VERMILION, points(&blurred)?),
+    ];
+    for (game, name) in GAMES {
+        shown.push((name, BLUE, points(&train(game, study)?)?));
+    }
+    let mut findings = Vec::new();
+    let mut panels = Vec::new();
+    for (name, colour, samples) in shown {
+        let Judgement { modes, sharp } = judge(&samples);
+        let told = format!(
+            "{modes} of {MODES} modes, {:.1} % of samples at a mode",
+            100.0 * sharp
+        );
+        findings.push(format!("{name}: {told}"));
+        let drawn = samples.iter().take(DRAWN).map(|&[x, y]| (x, y));
+        panels.push(Panel {
+            title: name.to_owned(),
+            notes: vec![told],
+            x: Axis::new("x₁", -2.0, 2.0),
+            y: Axis::new("x₂", -1.5, 1.5),
+            series: vec![Series::new(Form::Dots, colour, drawn.collect())],
+        });
+    }
+    let dots = |colour, label: &str| (Form::Dots, colour, label.to_owned());
+    let page = Page {
+        title: "GANs are sharp and choose modes, whatever divergence they minimise".to_owned(),
+        legend: vec![
+            dots(GREY, "data"),
+            dots(VERMILION, "maximum likelihood's normal distribution"),
+            dots(BLUE, "GANs"),
+        ],
+        columns: 3,
+        panels,
+    };
+    Ok(Drawing {
+        svg: page.svg()?,
+        findings,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_are_judged_by_the_modes_that_they_lie_at() {
+        let study = Study {
+            seed: 0,
+            brief: true,
+        };
+        let data = points(&ring(key(&study, Use::Data, 0), 4000).unwrap()).unwrap();
+        let found = judge(&data);
+        assert_eq!(found.modes, MODES);
+        // Of a normal distribution in the plane, 1 - exp(-9/2) lies within 3 deviations.
+        assert!((found.sharp - (1.0 - (-4.5f64).exp())).abs() < 0.005, "{found:?}");
+        let found = judge(&[[1.0, 0.0], [0.0, 1.0], [0.0, 0.9], [0.0, 0.0]]);
+        assert_eq!((found.modes, found.sharp), (2, 0.75));
+    }
+}

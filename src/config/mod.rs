@@ -6,10 +6,12 @@
 
 mod durations;
 mod load;
+mod regularise;
 mod state_keys;
 mod validate;
 
 pub use load::{ConfigError, Override, load, parse};
+pub use regularise::Regularise;
 pub use state_keys::{KeyDifference, StateKeys, differences};
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +32,9 @@ pub struct Job {
     pub model: Model,
     /// Its game, its length and its global batch.
     pub train: Train,
+    /// What is added to the game so that it trains well.
+    #[serde(default, skip_serializing_if = "Regularise::is_default")]
+    pub regularise: Regularise,
     /// Adam, for each network.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -134,7 +139,7 @@ pub struct Train {
     /// Logical data-parallel workers, R. The most processes that can share the job. Default 8.
     #[serde(default = "defaults::replicas")]
     pub replicas: u32,
-    /// Samples a replica and step, b; the global batch is R·b. Default 16.
+    /// Samples a replica and update, b. Default 16.
     #[serde(default = "defaults::batch")]
     pub batch: u32,
     /// Length of the job in steps, 1 to 2^40. Exactly one of `steps` and `epochs` is given.
@@ -164,8 +169,8 @@ pub struct Train {
     pub ema_decay: f64,
 }
 
-/// What the two players minimise; the equations are those of Goodfellow's tutorial
-/// (arXiv 1701.00160). D's cost is equation 8 in all three.
+/// What the two players minimise. `minimax`, `non-saturating` and `maximum-likelihood` are those of
+/// Goodfellow's tutorial (arXiv 1701.00160), and share D's cost, equation 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
@@ -176,6 +181,54 @@ pub enum Objective {
     NonSaturating,
     /// Equation 14: G minimises KL(data ‖ model) when D is optimal.
     MaximumLikelihood,
+    /// D is regressed on labels 1 and 0 (Mao et al. 2017).
+    LeastSquares,
+    /// D classifies with a margin (Lim and Ye 2017).
+    Hinge,
+    /// D is a critic (Arjovsky et al. 2017), held 1-Lipschitz by a gradient penalty (Gulrajani et
+    /// al. 2017) unless `regularise.gradient_penalty` says otherwise.
+    Wasserstein,
+    /// D tells real image i from fake i (Jolicoeur-Martineau 2018).
+    Relativistic,
+    /// f-GAN (Nowozin et al. 2016): KL(data ‖ model).
+    FKl,
+    /// f-GAN: KL(model ‖ data).
+    FReverseKl,
+    /// f-GAN: Pearson's χ².
+    FPearson,
+    /// f-GAN: the squared Hellinger distance.
+    FHellinger,
+    /// f-GAN: the Jensen-Shannon divergence.
+    FJs,
+    /// f-GAN: the GAN's own, which is minimax in other words.
+    FGan,
+}
+
+impl Objective {
+    /// All games.
+    pub const ALL: [Self; 13] = [
+        Self::Minimax,
+        Self::NonSaturating,
+        Self::MaximumLikelihood,
+        Self::LeastSquares,
+        Self::Hinge,
+        Self::Wasserstein,
+        Self::Relativistic,
+        Self::FKl,
+        Self::FReverseKl,
+        Self::FPearson,
+        Self::FHellinger,
+        Self::FJs,
+        Self::FGan,
+    ];
+
+    /// Whether D learns labels, which may be smoothed.
+    pub fn has_labels(self) -> bool {
+        matches!(
+            self,
+            Self::Minimax | Self::NonSaturating | Self::MaximumLikelihood | Self::LeastSquares
+        )
+    }
 }
 
 /// The order of the two players' updates.
@@ -481,6 +534,16 @@ spelled! {
         Minimax => "minimax",
         NonSaturating => "non-saturating",
         MaximumLikelihood => "maximum-likelihood",
+        LeastSquares => "least-squares",
+        Hinge => "hinge",
+        Wasserstein => "wasserstein",
+        Relativistic => "relativistic",
+        FKl => "f-kl",
+        FReverseKl => "f-reverse-kl",
+        FPearson => "f-pearson",
+        FHellinger => "f-hellinger",
+        FJs => "f-js",
+        FGan => "f-gan",
     }
     Update {
         Alternating => "alternating",

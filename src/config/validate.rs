@@ -1,6 +1,6 @@
 //! What a job file may say, beyond its types.
 
-use super::{Adam, Job};
+use super::{Adam, Job, regularise};
 
 /// One impossible value.
 pub(super) struct Fault {
@@ -9,7 +9,7 @@ pub(super) struct Fault {
     pub(super) expected: String,
 }
 
-fn require(
+pub(super) fn require(
     holds: bool,
     key: &'static str,
     value: impl ToString,
@@ -47,6 +47,7 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
     data(job)?;
     model(job)?;
     train(job)?;
+    regularise::check(job)?;
     optimizer(job)?;
     workers(job)?;
     require(

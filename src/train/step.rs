@@ -120,7 +120,7 @@ impl Game {
             generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
             generator,
             discriminator,
-            objective: objective::of(job.train.objective),
+            objective: objective::of(job.train.objective, job.regularise.label_smoothing),
             update: job.train.update,
             precision: job.train.precision,
             order,
@@ -171,7 +171,7 @@ impl Game {
         let judged = part(&fakes.vector, &self.generator_layout.judged)?;
 
         let on_fake = discriminator.forward(&fakes.images, Statistics::Batch(&judged))?;
-        let j_g = self.objective.generator(&on_fake)?;
+        let j_g = self.objective.generator(&on_fake, None)?;
         let d_g = Tensor::f_run_backward(&[&j_g], &fakes.leaves, false, false)?;
 
         self.write_generator(&fakes.vector, &d_g, &j_g)
@@ -197,7 +197,7 @@ impl Game {
         let on_real = discriminator.forward(&x, Statistics::Batch(&real))?;
         let on_fake = discriminator.forward(&fake, Statistics::Batch(&look))?;
         let j_d = self.objective.discriminator(&on_real, &on_fake)?;
-        let j_g = self.objective.generator(&on_fake)?;
+        let j_g = self.objective.generator(&on_fake, None)?;
         // It computes what it is asked for: J_D's gradient stops at D's weights.
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
 
@@ -317,9 +317,11 @@ impl Game {
         let to = &self.discriminator_layout;
         write_gradients(&self.discriminator, vector, gradients)?;
         write_scalar(vector, to.loss, loss)?;
-        for (place, logits) in [(to.belief_real, on_real), (to.belief_fake, on_fake)] {
-            let belief = logits.f_detach()?.f_sigmoid()?.f_mean(Kind::Float)?;
-            write_scalar(vector, place, &belief)?;
+        let beliefs = self
+            .objective
+            .beliefs(&on_real.f_detach()?, &on_fake.f_detach()?)?;
+        for (place, belief) in [to.belief_real, to.belief_fake].into_iter().zip(beliefs) {
+            write_scalar(vector, place, &belief.f_mean(Kind::Float)?)?;
         }
         Ok(())
     }

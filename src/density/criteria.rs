@@ -3,7 +3,7 @@
 use super::bumps::Bumps;
 use super::learner::Learner;
 use super::mixture::{Bins, Mixture, MixtureError, normal_strata};
-use super::perceptron::Perceptron;
+use super::perceptron::{Between, Perceptron};
 use super::{Use, key};
 use crate::config::{self, Adam};
 use crate::objective;
@@ -37,7 +37,7 @@ impl From<tch::TchError> for CriterionError {
 /// # Errors
 /// [`TorchError`].
 pub fn value(data: &Tensor, generated: &Tensor) -> Result<Tensor, TorchError> {
-    let game = objective::of(config::Objective::Minimax);
+    let game = objective::of(config::Objective::Minimax, 0.0);
     Ok(game.discriminator(data, generated)?.f_neg()?)
 }
 
@@ -274,7 +274,9 @@ impl Adversarial {
             epsilon: 1e-8,
         };
         let widths = [1, width, width, 1];
-        let network = |purpose, rate| Perceptron::new(&widths, key(seed, purpose, 0), adam(rate));
+        let network = |purpose, rate| {
+            Perceptron::new(&widths, Between::Tanh, key(seed, purpose, 0), adam(rate))
+        };
         Ok(Self {
             discriminator: network(Use::Discriminator, 4e-3)?,
             generator: network(Use::Generator, 1e-3)?,
@@ -296,15 +298,15 @@ impl Criterion for Adversarial {
         let mut z = Tensor::f_zeros(data.size(), (Kind::Float, Device::Cpu))?;
         Generator::new(Device::Cpu, key)?.normal_(&mut z, 0.0, 1.0)?;
         let (d, g) = (self.discriminator.leaves()?, self.generator.leaves()?);
-        let fake = Perceptron::on_line(&g, &z)?;
+        let fake = self.generator.on_line(&g, &z)?;
         let worth = value(
-            &Perceptron::on_line(&d, data)?,
-            &Perceptron::on_line(&d, &fake.f_detach()?)?,
+            &self.discriminator.on_line(&d, data)?,
+            &self.discriminator.on_line(&d, &fake.f_detach()?)?,
         )?;
         // Before D changes: both move at once.
         let frozen: Vec<Tensor> = d.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
-        let game = objective::of(config::Objective::Minimax);
-        let cost = game.generator(&Perceptron::on_line(&frozen, &fake)?)?;
+        let game = objective::of(config::Objective::Minimax, 0.0);
+        let cost = game.generator(&self.discriminator.on_line(&frozen, &fake)?, None)?;
         self.generator.learner().descend(&cost, &g)?;
         self.discriminator.learner().descend(&worth.f_neg()?, &d)?;
         self.updates += 1;
@@ -315,7 +317,7 @@ impl Criterion for Adversarial {
         /// Latents that stand for all of them: some hundred to a bin.
         const LATENTS: usize = 1 << 16;
         let z = normal_strata(LATENTS)?.f_to_kind(Kind::Float)?;
-        let points = Perceptron::on_line(&self.generator.leaves()?, &z)?;
+        let points = self.generator.on_line(&self.generator.leaves()?, &z)?;
         Ok(bins.histogram(&numbers(&points)?))
     }
 
@@ -325,7 +327,8 @@ impl Criterion for Adversarial {
 
     fn discriminator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
         let x = single(&bins.middles())?;
-        let logits = Perceptron::on_line(&self.discriminator.leaves()?, &x)?;
+        let leaves = self.discriminator.leaves()?;
+        let logits = self.discriminator.on_line(&leaves, &x)?;
         Ok(numbers(&logits.f_sigmoid()?)?)
     }
 }

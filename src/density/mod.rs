@@ -42,7 +42,7 @@ pub use bumps::Bumps;
 pub use criteria::{Adversarial, Criterion, CriterionError, MaximumLikelihood, NoiseContrastive, value};
 pub use learner::Learner;
 pub use mixture::{Bins, Component, Mixture, MixtureError, divergence, normal_strata};
-pub use perceptron::Perceptron;
+pub use perceptron::{Between, Perceptron};
 pub use ratio::{DensityRatio, Estimation};
 
 use crate::random::{Domain, Key};

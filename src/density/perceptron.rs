@@ -6,10 +6,20 @@ use crate::random::Key;
 use crate::torch::{Generator, TorchError};
 use tch::{Device, Kind, Tensor};
 
-/// Layers of weights and biases with tanh between them, and the learner of their parameters.
+/// What stands between two layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Between {
+    /// tanh: smooth functions.
+    Tanh,
+    /// max(0, x): functions with edges.
+    Relu,
+}
+
+/// Layers of weights and biases, and the learner of their parameters.
 #[derive(Debug)]
 pub struct Perceptron {
     learner: Learner,
+    between: Between,
 }
 
 impl Perceptron {
@@ -18,7 +28,12 @@ impl Perceptron {
     ///
     /// # Errors
     /// [`TorchError`].
-    pub fn new(widths: &[usize], key: Key, adam: Adam) -> Result<Self, TorchError> {
+    pub fn new(
+        widths: &[usize],
+        between: Between,
+        key: Key,
+        adam: Adam,
+    ) -> Result<Self, TorchError> {
         let mut generator = Generator::new(Device::Cpu, key)?;
         let mut parts = Vec::new();
         for pair in widths.windows(2) {
@@ -29,7 +44,7 @@ impl Perceptron {
             parts.push(Tensor::f_zeros([to], (Kind::Float, Device::Cpu))?);
         }
         let learner = Learner::new(&parts, adam)?;
-        Ok(Self { learner })
+        Ok(Self { learner, between })
     }
 
     /// Its parameters: each layer's weight, then its bias.
@@ -45,20 +60,23 @@ impl Perceptron {
         self.learner.leaves()
     }
 
-    /// The forward pass, through `leaves`.
+    /// The forward pass, through `leaves`: the network's own, or copies.
     ///
     /// # Shapes
     /// `[n, first width]` to `[n, last width]`.
     ///
     /// # Errors
     /// [`TorchError`].
-    pub fn forward(leaves: &[Tensor], input: &Tensor) -> Result<Tensor, TorchError> {
+    pub fn forward(&self, leaves: &[Tensor], input: &Tensor) -> Result<Tensor, TorchError> {
         let mut x = input.shallow_clone();
         let layers = leaves.len() / 2;
         for (index, layer) in leaves.chunks_exact(2).enumerate() {
             x = x.f_linear(&layer[0], Some(&layer[1]))?;
             if index + 1 < layers {
-                x = x.f_tanh()?;
+                x = match self.between {
+                    Between::Tanh => x.f_tanh()?,
+                    Between::Relu => x.f_relu()?,
+                };
             }
         }
         Ok(x)
@@ -71,7 +89,8 @@ impl Perceptron {
     ///
     /// # Errors
     /// [`TorchError`].
-    pub fn on_line(leaves: &[Tensor], input: &Tensor) -> Result<Tensor, TorchError> {
-        Ok(Self::forward(leaves, &input.f_unsqueeze(-1)?)?.f_squeeze_dim(-1)?)
+    pub fn on_line(&self, leaves: &[Tensor], input: &Tensor) -> Result<Tensor, TorchError> {
+        let output = self.forward(leaves, &input.f_unsqueeze(-1)?)?;
+        Ok(output.f_squeeze_dim(-1)?)
     }
 }

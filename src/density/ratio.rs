@@ -2,7 +2,7 @@
 
 use super::criteria::value;
 use super::mixture::Mixture;
-use super::perceptron::Perceptron;
+use super::perceptron::{Between, Perceptron};
 use super::{Use, key};
 use crate::config::Adam;
 use crate::torch::TorchError;
@@ -58,7 +58,7 @@ impl DensityRatio {
         let widths = [1, how.width, how.width, 1];
         let key_of = |purpose, update| key(how.seed, purpose, update);
         let mut discriminator =
-            Perceptron::new(&widths, key_of(Use::Discriminator, 0), adam)?;
+            Perceptron::new(&widths, Between::Tanh, key_of(Use::Discriminator, 0), adam)?;
         for update in 0..how.updates {
             let draws = |of: &Mixture, purpose| -> Result<Tensor, TorchError> {
                 let drawn = of.draw(key_of(purpose, update.into()), how.batch);
@@ -67,8 +67,8 @@ impl DensityRatio {
             let (real, fake) = (draws(data, Use::Data)?, draws(model, Use::Noise)?);
             let leaves = discriminator.leaves()?;
             let cost = value(
-                &Perceptron::on_line(&leaves, &real)?,
-                &Perceptron::on_line(&leaves, &fake)?,
+                &discriminator.on_line(&leaves, &real)?,
+                &discriminator.on_line(&leaves, &fake)?,
             )?
             .f_neg()?;
             let gone = f64::from(update) / f64::from(how.updates);
@@ -85,7 +85,8 @@ impl DensityRatio {
     /// [`TorchError`].
     pub fn log_ratio(&self, x: &[f64]) -> Result<Vec<f64>, TorchError> {
         let x = Tensor::f_from_slice(x)?.f_to_kind(Kind::Float)?;
-        let logits = Perceptron::on_line(&self.discriminator.leaves()?, &x)?.f_detach()?;
+        let leaves = self.discriminator.leaves()?;
+        let logits = self.discriminator.on_line(&leaves, &x)?.f_detach()?;
         Ok(Vec::<f64>::try_from(logits.f_to_kind(Kind::Double)?)?)
     }
 }

@@ -246,7 +246,7 @@ fn against_an_optimal_discriminator_games_descend_their_divergences() {
         let fake = &mean + &deviation * normal_strata(200_000).unwrap();
         // D is what it is: no gradient by q's parameters but through the samples.
         let logits = p.log_densities(&fake).unwrap() - q.log_densities(&fake).unwrap();
-        let cost = objective::of(game).generator(&logits).unwrap();
+        let cost = objective::of(game, 0.0).generator(&logits, None).unwrap();
         gradient(&cost, &[mean, deviation])
     };
     let numeric = |divergence_at: &dyn Fn([f64; 2]) -> f64| {

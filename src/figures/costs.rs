@@ -21,7 +21,7 @@ fn cost(game: config::Objective, logits: &[f64]) -> Result<(f64, Vec<f64>), Figu
     let logits: Vec<f32> = logits.iter().map(|&s| s as f32).collect();
     let logits = Tensor::f_from_slice(&logits)?.f_set_requires_grad(true)?;
     // The objectives leave the tutorial's ½ out.
-    let cost = objective::of(game).generator(&logits)?.f_mul_scalar(0.5)?;
+    let cost = objective::of(game, 0.0).generator(&logits, None)?.f_mul_scalar(0.5)?;
     let gradient = Tensor::f_run_backward(&[&cost], &[&logits], false, false)?;
     let gradient = gradient[0].f_to_kind(tch::Kind::Double)?;
     Ok((cost.f_double_value(&[])?, Vec::<f64>::try_from(gradient)?))

@@ -3,6 +3,7 @@
 //! | file | figure |
 //! |---|---|
 //! | `divergences` | 14: a normal distribution fitted to a mixture of two, by either order of KL |
+//! | `modes` | 15: GANs of several divergences on a ring of modes |
 //! | `costs` | 16: G's cost by what D says of a sample, and which samples carry the gradient |
 //! | `criteria` | 20: noise-contrastive estimation, maximum likelihood and the GAN |
 //! | `chart` | panels, axes, colours: the only file that knows how a plot becomes SVG |
@@ -15,6 +16,7 @@ mod chart;
 mod costs;
 mod criteria;
 mod divergences;
+mod modes;
 #[cfg(test)]
 mod tests;
 
@@ -27,6 +29,8 @@ use std::fmt;
 pub enum Figure {
     /// 14
     Divergences,
+    /// 15
+    Modes,
     /// 16
     Costs,
     /// 20
@@ -35,12 +39,13 @@ pub enum Figure {
 
 impl Figure {
     /// All that can be drawn, by their numbers.
-    pub const ALL: [Self; 3] = [Self::Divergences, Self::Costs, Self::Criteria];
+    pub const ALL: [Self; 4] = [Self::Divergences, Self::Modes, Self::Costs, Self::Criteria];
 
     /// Its number in the tutorial.
     pub fn number(self) -> u32 {
         match self {
             Self::Divergences => 14,
+            Self::Modes => 15,
             Self::Costs => 16,
             Self::Criteria => 20,
         }
@@ -52,6 +57,7 @@ impl Figure {
             Self::Divergences => {
                 "a normal distribution fitted to a mixture of two, by either order of KL"
             }
+            Self::Modes => "GANs that minimise four divergences, on a ring of eight modes",
             Self::Costs => {
                 "G's cost in the three games, and which samples carry its gradient when D is trained"
             }
@@ -68,6 +74,7 @@ impl Figure {
     pub fn draw(self, study: &Study) -> Result<Drawing, FigureError> {
         match self {
             Self::Divergences => divergences::draw(study),
+            Self::Modes => modes::draw(study),
             Self::Costs => costs::draw(study),
             Self::Criteria => criteria::draw(study),
         }

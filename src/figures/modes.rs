@@ -6,11 +6,11 @@
 use super::chart::{Axis, BLUE, Form, GREY, Page, Panel, Series, VERMILION};
 use super::{Drawing, FigureError, Study};
 use crate::config::{Adam, Objective};
-use crate::density::Perceptron;
+use crate::density::{Between, Perceptron};
 use crate::objective;
 use crate::random::{Domain, Key};
 use crate::torch::{Generator, TorchError};
-use std::f64::consts::TAU;
+use std::f64::consts::{PI, TAU};
 use tch::{Device, Kind, Tensor};
 
 const MODES: usize = 8;
@@ -25,7 +25,9 @@ const GAMES: [(Objective, &str); 4] = [
     (Objective::FHellinger, "GAN, squared Hellinger"),
 ];
 
-const UPDATES: u32 = 4000;
+const UPDATES: u32 = 5000;
+/// Step sizes of D and of G at the start; they fall to 0 along half a cosine.
+const RATES: [f64; 2] = [2e-3, 5e-4];
 const BATCH: usize = 256;
 const LATENT: usize = 4;
 const WIDTH: usize = 64;
@@ -107,35 +109,41 @@ fn key(study: &Study, purpose: Use, update: u32) -> Key {
 
 /// Trains a GAN in this game and gives samples of it, `[JUDGED, 2]`.
 fn train(game: Objective, study: &Study) -> Result<Tensor, TorchError> {
-    const RATE: f64 = 1e-3;
-    let adam = Adam {
-        learning_rate: RATE,
+    let adam = |learning_rate| Adam {
+        learning_rate,
         beta1: 0.5,
         beta2: 0.999,
         epsilon: 1e-8,
     };
     let game = objective::of(game, 0.0);
-    let network = |purpose, from, to| {
-        Perceptron::new(&[from, WIDTH, WIDTH, to], key(study, purpose, 0), adam)
+    let network = |purpose, from, to, rate| {
+        let widths = [from, WIDTH, WIDTH, to];
+        Perceptron::new(&widths, Between::Relu, key(study, purpose, 0), adam(rate))
     };
-    let mut discriminator = network(Use::Discriminator, 2, 1)?;
-    let mut generator = network(Use::Generator, LATENT, 2)?;
-    for update in 0..study.updates(UPDATES) {
+    let mut discriminator = network(Use::Discriminator, 2, 1, RATES[0])?;
+    let mut generator = network(Use::Generator, LATENT, 2, RATES[1])?;
+    let updates = study.updates(UPDATES);
+    for update in 0..updates {
+        let gone = f64::from(update) / f64::from(updates);
+        let pace = 0.5 * (1.0 + (PI * gone).cos());
+        discriminator.learner().set_rate(RATES[0] * pace);
+        generator.learner().set_rate(RATES[1] * pace);
         let real = ring(key(study, Use::Data, update), BATCH)?;
         let z = normal(key(study, Use::Latents, update), [BATCH, LATENT])?;
         let (d, g) = (discriminator.leaves()?, generator.leaves()?);
-        let fake = Perceptron::forward(&g, &z)?;
-        let output = |leaves: &[Tensor], x: &Tensor| -> Result<Tensor, TorchError> {
-            Ok(Perceptron::forward(leaves, x)?.f_squeeze_dim(-1)?)
+        let fake = generator.forward(&g, &z)?;
+        let judged = |x: &Tensor| -> Result<Tensor, TorchError> {
+            Ok(discriminator.forward(&d, x)?.f_squeeze_dim(-1)?)
         };
-        let cost = game.discriminator(&output(&d, &real)?, &output(&d, &fake.f_detach()?)?)?;
+        let cost = game.discriminator(&judged(&real)?, &judged(&fake.f_detach()?)?)?;
         discriminator.learner().descend(&cost, &d)?;
         let frozen: Vec<Tensor> = d.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
-        let cost = game.generator(&output(&frozen, &fake)?, None)?;
+        let judged = discriminator.forward(&frozen, &fake)?.f_squeeze_dim(-1)?;
+        let cost = game.generator(&judged, None)?;
         generator.learner().descend(&cost, &g)?;
     }
     let z = normal(key(study, Use::Shown, 0), [JUDGED, LATENT])?;
-    Perceptron::forward(&generator.leaves()?, &z)
+    generator.forward(&generator.leaves()?, &z)
 }
 
 /// Draws it.

@@ -251,73 +251,105 @@ impl Criterion for MaximumLikelihood {
     }
 }
 
-/// The GAN: D is a network and knows no density; the generator is another, and is the model. Both
-/// follow V, D up and G down, at once.
+/// The GAN: D is a network and knows no density; the generator is another, and is the model. D follows
+/// V up, the generator follows it down.
 #[derive(Debug)]
 pub struct Adversarial {
     discriminator: Perceptron,
     generator: Perceptron,
+    /// The generator's deviation before it has learnt anything.
+    spread: f64,
     seed: u64,
     updates: u64,
 }
 
+/// Step sizes of D and of G.
+const GAN_RATES: [f64; 2] = [4e-3, 1e-3];
+/// D's updates for one of G, whose gradient is worth the more the better D is.
+const ASCENTS: u64 = 2;
+
 impl Adversarial {
-    /// Two networks of two hidden layers of `width`; G starts about as wide as N(0, 1).
+    /// Two networks of two hidden layers of `width`. The generator is G(z) = `spread`·z + network(z),
+    /// so that it starts about where the other strategies start.
     ///
     /// # Errors
     /// [`TorchError`].
-    pub fn new(width: usize, seed: u64) -> Result<Self, TorchError> {
-        let adam = |learning_rate| Adam {
-            learning_rate,
-            beta1: 0.5,
-            beta2: 0.999,
-            epsilon: 1e-8,
-        };
-        let widths = [1, width, width, 1];
+    pub fn new(spread: f64, width: usize, seed: u64) -> Result<Self, TorchError> {
         let network = |purpose, rate| {
-            Perceptron::new(&widths, Between::Tanh, key(seed, purpose, 0), adam(rate))
+            let adam = Adam {
+                learning_rate: rate,
+                beta1: 0.5,
+                beta2: 0.999,
+                epsilon: 1e-8,
+            };
+            let key = key(seed, purpose, 0);
+            Perceptron::new(&[1, width, width, 1], Between::Tanh, key, adam)
         };
         Ok(Self {
-            discriminator: network(Use::Discriminator, 4e-3)?,
-            generator: network(Use::Generator, 1e-3)?,
+            discriminator: network(Use::Discriminator, GAN_RATES[0])?,
+            generator: network(Use::Generator, GAN_RATES[1])?,
+            spread,
             seed,
             updates: 0,
         })
     }
 
-    /// The step sizes of the updates to come, as shares of those at the start.
+    /// The step sizes of the updates to come, as a share of those at the start. The players circle
+    /// each other until their steps grow small.
     pub fn set_pace(&mut self, share: f64) {
-        self.discriminator.learner().set_rate(4e-3 * share);
-        self.generator.learner().set_rate(1e-3 * share);
+        self.discriminator.learner().set_rate(GAN_RATES[0] * share);
+        self.generator.learner().set_rate(GAN_RATES[1] * share);
+    }
+
+    /// G(z)
+    fn generate(&self, leaves: &[Tensor], z: &Tensor) -> Result<Tensor, TorchError> {
+        let learnt = self.generator.on_line(leaves, z)?;
+        Ok(z.f_mul_scalar(self.spread)?.f_add(&learnt)?)
+    }
+
+    fn latents(&self, shape: Vec<i64>, draw: u64) -> Result<Tensor, TorchError> {
+        let key = key(self.seed, Use::Latents, draw);
+        let mut z = Tensor::f_zeros(shape, (Kind::Float, Device::Cpu))?;
+        Generator::new(Device::Cpu, key)?.normal_(&mut z, 0.0, 1.0)?;
+        Ok(z)
     }
 }
 
 impl Criterion for Adversarial {
     fn update(&mut self, data: &Tensor) -> Result<f64, CriterionError> {
-        let key = key(self.seed, Use::Latents, self.updates);
-        let mut z = Tensor::f_zeros(data.size(), (Kind::Float, Device::Cpu))?;
-        Generator::new(Device::Cpu, key)?.normal_(&mut z, 0.0, 1.0)?;
-        let (d, g) = (self.discriminator.leaves()?, self.generator.leaves()?);
-        let fake = self.generator.on_line(&g, &z)?;
-        let worth = value(
-            &self.discriminator.on_line(&d, data)?,
-            &self.discriminator.on_line(&d, &fake.f_detach()?)?,
-        )?;
-        // Before D changes: both move at once.
-        let frozen: Vec<Tensor> = d.iter().map(Tensor::f_detach).collect::<Result<_, _>>()?;
+        let g = self.generator.leaves()?;
+        let mut first = None;
+        for ascent in 0..ASCENTS {
+            let z = self.latents(data.size(), self.updates * (ASCENTS + 1) + ascent)?;
+            let fake = self.generate(&g, &z)?.f_detach()?;
+            let d = self.discriminator.leaves()?;
+            let worth = value(
+                &self.discriminator.on_line(&d, data)?,
+                &self.discriminator.on_line(&d, &fake)?,
+            )?;
+            self.discriminator.learner().descend(&worth.f_neg()?, &d)?;
+            first = first.or(Some(worth.f_double_value(&[])?));
+        }
+        let z = self.latents(data.size(), self.updates * (ASCENTS + 1) + ASCENTS)?;
+        let frozen: Vec<Tensor> = self
+            .discriminator
+            .leaves()?
+            .iter()
+            .map(Tensor::f_detach)
+            .collect::<Result<_, _>>()?;
+        let fake = self.generate(&g, &z)?;
         let game = objective::of(config::Objective::Minimax, 0.0);
         let cost = game.generator(&self.discriminator.on_line(&frozen, &fake)?, None)?;
         self.generator.learner().descend(&cost, &g)?;
-        self.discriminator.learner().descend(&worth.f_neg()?, &d)?;
         self.updates += 1;
-        Ok(worth.f_double_value(&[])?)
+        Ok(first.unwrap_or(f64::NAN))
     }
 
     fn model(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
         /// Latents that stand for all of them: some hundred to a bin.
         const LATENTS: usize = 1 << 16;
         let z = normal_strata(LATENTS)?.f_to_kind(Kind::Float)?;
-        let points = self.generator.on_line(&self.generator.leaves()?, &z)?;
+        let points = self.generate(&self.generator.leaves()?, &z)?;
         Ok(bins.histogram(&numbers(&points)?))
     }
 

@@ -118,10 +118,9 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     })?;
     let mut likelihood = MaximumLikelihood::new(&noise, 2, study.seed)?;
     let likelihood = run(&mut likelihood, study, |_, _| Ok(()))?;
-    let mut gan = Adversarial::new(32, study.seed)?;
+    let mut gan = Adversarial::new(2.0, 32, study.seed)?;
     let all = f64::from(study.updates(UPDATES));
     let gan = run(&mut gan, study, |criterion, update| {
-        // The two circle each other until their steps grow small.
         let gone = f64::from(update) / all;
         criterion.set_pace(0.5 * (1.0 + (std::f64::consts::PI * gone).cos()));
         Ok(())

@@ -43,8 +43,8 @@ impl Learner {
     /// [`TorchError`].
     pub fn leaves(&self) -> Result<Vec<Tensor>, TorchError> {
         let mut at = 0;
-        let leaf = |shape: &Vec<i64>| {
-            let len = shape.iter().product();
+        let leaf = |shape: &Vec<i64>| -> Result<Tensor, TorchError> {
+            let len: i64 = shape.iter().product();
             let part = self.flat.f_narrow(0, at, len)?.f_view(&shape[..])?;
             at += len;
             Ok(part.f_detach()?.f_set_requires_grad(true)?)

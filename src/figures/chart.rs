@@ -191,8 +191,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 type Painted<T = ()> = Result<T, DrawingAreaErrorKind<std::io::Error>>;
 
 fn text(size: i32, at: HPos) -> TextStyle<'static> {
-    // A plot's backend takes a font's height for 1.24 of its size.
-    ("sans-serif", f64::from(size) * 1.0)
+    ("sans-serif", f64::from(size))
         .into_font()
         .color(&INK)
         .pos(Pos::new(at, VPos::Center))
@@ -279,7 +278,7 @@ impl Panel {
                         (self.x.from..=self.x.to).contains(&x)
                             && (self.y.from..=self.y.to).contains(&y)
                     };
-                    let dot = |&at| Circle::new(at, 3, series.colour.mix(0.6).filled());
+                    let dot = |&at: &(f64, f64)| Circle::new(at, 3, series.colour.mix(0.6).filled());
                     chart.draw_series(points.iter().filter(within).map(dot))?;
                 }
             }

@@ -27,7 +27,9 @@
 //! | `torch` | what tch lacks: a C++ shim and its safe face; streams; CUDA graphs, a plug-in |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
-//! | [`sample`] | grids of images |
+//! | [`sample`] | pictures: grids, sheets with captions, films; the geometry of latents |
+//! | [`export`] | a generator as safetensors, TorchScript, ONNX |
+//! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
 //! | `density` | section 3.4 of the tutorial: NCE, maximum likelihood and GAN on densities in closed form |
 //! | `figures` | the tutorial's figures, from runs |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
@@ -55,6 +57,9 @@ pub mod coordinator;
 pub mod data;
 #[cfg(feature = "torch")]
 pub mod density;
+#[cfg(feature = "torch")]
+pub mod evaluate;
+pub mod export;
 mod faults;
 #[cfg(feature = "torch")]
 pub mod figures;

@@ -17,6 +17,10 @@ pub enum Domain {
     Latents,
     /// Latents of sample grids: seed.
     Samples,
+    /// Small moves around a latent: seed.
+    Moves,
+    /// Training images that others are compared with: seed.
+    References,
     /// The order of the samples when a data set is packed.
     Packing,
     /// The order of the shards and the tail of an epoch: seed, epoch.
@@ -25,6 +29,8 @@ pub enum Domain {
     Span,
     /// Small runs on densities in closed form: seed, use, update.
     Density,
+    /// Whatever an evaluation draws: seed, what for, and numbers of its own.
+    Evaluation,
 }
 
 impl Domain {
@@ -33,10 +39,13 @@ impl Domain {
             Domain::Weights => b"weights",
             Domain::Latents => b"latents",
             Domain::Samples => b"samples",
+            Domain::Moves => b"moves",
+            Domain::References => b"references",
             Domain::Packing => b"packing",
             Domain::Epoch => b"epoch",
             Domain::Span => b"span",
             Domain::Density => b"density",
+            Domain::Evaluation => b"evaluation",
         }
     }
 }

@@ -82,9 +82,7 @@ const DENSITY_ADAM: Adam = Adam {
 /// Where a density of `count` bumps starts: as wide as `around`, its bumps side by side.
 fn start(around: &Mixture, count: usize) -> Result<Vec<Tensor>, TorchError> {
     let deviation = around.variance().sqrt();
-    let mean = |k: usize| {
-        around.mean() + deviation * ((k as f64 + 0.5) / count as f64 - 0.5)
-    };
+    let mean = |k: usize| around.mean() + deviation * ((k as f64 + 0.5) / count as f64 - 0.5);
     let means: Vec<f64> = (0..count).map(mean).collect();
     let options = (Kind::Double, Device::Cpu);
     Ok(vec![
@@ -161,7 +159,9 @@ impl NoiseContrastive {
 impl Criterion for NoiseContrastive {
     fn update(&mut self, data: &Tensor) -> Result<f64, CriterionError> {
         let count = data.size().iter().product::<i64>() as usize;
-        let noise = self.noise.draw(key(self.seed, Use::Noise, self.updates), count);
+        let noise = self
+            .noise
+            .draw(key(self.seed, Use::Noise, self.updates), count);
         let leaves = self.model.leaves()?;
         let worth = value(
             &self.logits(&leaves, data)?,
@@ -178,7 +178,11 @@ impl Criterion for NoiseContrastive {
     }
 
     fn generator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {
-        Ok(bins.middles().iter().map(|&x| self.noise.density(x)).collect())
+        Ok(bins
+            .middles()
+            .iter()
+            .map(|&x| self.noise.density(x))
+            .collect())
     }
 
     fn discriminator(&self, bins: &Bins) -> Result<Vec<f64>, CriterionError> {

@@ -236,7 +236,11 @@ impl Bins {
 pub fn divergence(p: &[f64], q: &[f64], bins: &Bins) -> f64 {
     const LEAST: f64 = 1e-6;
     let at = |(&p, &q): (&f64, &f64)| {
-        let log = if p > 0.0 { p * (p / q.max(LEAST)).ln() } else { 0.0 };
+        let log = if p > 0.0 {
+            p * (p / q.max(LEAST)).ln()
+        } else {
+            0.0
+        };
         log - p + q
     };
     p.iter().zip(q).map(at).sum::<f64>() * bins.width()

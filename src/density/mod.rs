@@ -39,7 +39,9 @@ mod ratio;
 mod tests;
 
 pub use bumps::Bumps;
-pub use criteria::{Adversarial, Criterion, CriterionError, MaximumLikelihood, NoiseContrastive, value};
+pub use criteria::{
+    Adversarial, Criterion, CriterionError, MaximumLikelihood, NoiseContrastive, value,
+};
 pub use learner::Learner;
 pub use mixture::{Bins, Component, Mixture, MixtureError, divergence, normal_strata};
 pub use perceptron::{Between, Perceptron};

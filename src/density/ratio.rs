@@ -43,11 +43,7 @@ impl DensityRatio {
     ///
     /// # Errors
     /// [`TorchError`].
-    pub fn estimate(
-        data: &Mixture,
-        model: &Mixture,
-        how: &Estimation,
-    ) -> Result<Self, TorchError> {
+    pub fn estimate(data: &Mixture, model: &Mixture, how: &Estimation) -> Result<Self, TorchError> {
         const RATE: f64 = 5e-3;
         let adam = Adam {
             learning_rate: RATE,

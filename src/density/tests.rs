@@ -168,7 +168,10 @@ fn the_odds_of_a_trained_discriminator_are_the_density_ratio() {
     assert!(mass * BINS.width() > 0.9, "{mass}");
     assert!(error < 0.08, "mean error of the log ratio: {error}");
     let again = DensityRatio::estimate(&p, &q, &Estimation::default()).unwrap();
-    assert_eq!(again.log_ratio(&x).unwrap(), estimate.log_ratio(&x).unwrap());
+    assert_eq!(
+        again.log_ratio(&x).unwrap(),
+        estimate.log_ratio(&x).unwrap()
+    );
 }
 
 /// Goodfellow 2014, section 4: with a generator that is a copy of the model, V's gradient is half
@@ -181,7 +184,10 @@ fn against_a_copy_of_itself_a_model_follows_the_likelihood() {
     let (real, generated) = (data().strata(4000).unwrap(), copy.strata(40_000).unwrap());
     let density = &leaves[..3];
     let likelihood = model.log_density(&real).unwrap().mean(Kind::Double);
-    let expected: Vec<f64> = gradient(&likelihood, density).iter().map(|g| g / 2.0).collect();
+    let expected: Vec<f64> = gradient(&likelihood, density)
+        .iter()
+        .map(|g| g / 2.0)
+        .collect();
     assert!(expected.iter().any(|g| g.abs() > 0.1), "{expected:?}");
 
     let against = |x: &Tensor| model.log_density(x).unwrap() - copy.log_densities(x).unwrap();
@@ -205,7 +211,10 @@ fn against_a_copy_of_itself_a_model_follows_the_likelihood() {
 #[test]
 fn against_noise_only_the_truth_is_at_rest() {
     let noise = Mixture::normal(0.4, 2.5).unwrap();
-    let (real, fake) = (data().strata(40_000).unwrap(), noise.strata(40_000).unwrap());
+    let (real, fake) = (
+        data().strata(40_000).unwrap(),
+        noise.strata(40_000).unwrap(),
+    );
     let worth_at = |leaves: &[Tensor]| {
         let model = Bumps::of(leaves);
         let logits = |x: &Tensor| {
@@ -225,7 +234,10 @@ fn against_noise_only_the_truth_is_at_rest() {
     assert!(pulled[6] < -0.02, "its mass is to fall: {pulled:?}");
 
     let off = leaves(&[-1.0, 0.8], &[0.9, 1.2], &[0.2, -0.3], 0.0);
-    let likelihood = Bumps::of(&off).log_density(&real).unwrap().mean(Kind::Double);
+    let likelihood = Bumps::of(&off)
+        .log_density(&real)
+        .unwrap()
+        .mean(Kind::Double);
     let likelihood = gradient(&likelihood, &off[..3]);
     let contrast = gradient(&worth_at(&off), &off);
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
@@ -261,7 +273,11 @@ fn against_an_optimal_discriminator_games_descend_their_divergences() {
     let real = densities(&p);
     let model = |[mean, deviation]: [f64; 2]| densities(&Mixture::normal(mean, deviation).unwrap());
     let kl = numeric(&|at| divergence(&real, &model(at), &BINS));
-    near(&gradient_of(config::Objective::MaximumLikelihood), &kl, 5e-3);
+    near(
+        &gradient_of(config::Objective::MaximumLikelihood),
+        &kl,
+        5e-3,
+    );
     let twice_js = numeric(&|at| {
         let q = model(at);
         let middle: Vec<f64> = real.iter().zip(&q).map(|(p, q)| 0.5 * (p + q)).collect();
@@ -287,11 +303,18 @@ fn noise_contrast_finds_the_density_and_its_constant() {
     let noise = Mixture::normal(0.0, 2.0).unwrap();
     let mut criterion = NoiseContrastive::new(noise, 2, 0).unwrap();
     let before = criterion.mass().unwrap();
-    assert!((before - 1.0).abs() > 0.5, "{before} is no start for a test");
+    assert!(
+        (before - 1.0).abs() > 0.5,
+        "{before} is no start for a test"
+    );
     train(&mut criterion, &data(), 1500);
     let mass = criterion.mass().unwrap();
     assert!((mass - 1.0).abs() < 0.03, "p_model's integral is {mass}");
-    near(&sorted(&criterion.mixture().unwrap()), &sorted(&data()), 0.1);
+    near(
+        &sorted(&criterion.mixture().unwrap()),
+        &sorted(&data()),
+        0.1,
+    );
     let left = divergence(&densities(&data()), &criterion.model(&BINS).unwrap(), &BINS);
     assert!(left < 0.01, "{left}");
 }

@@ -39,7 +39,11 @@ fn measure(images: &Images, n: usize) -> Measure {
     let (across, down) = (mean(|x, _| x as f64), mean(|_, y| y as f64));
     let spread = |along: bool| {
         let square = |(x, y): (usize, usize)| {
-            let far = if along { x as f64 - across } else { y as f64 - down };
+            let far = if along {
+                x as f64 - across
+            } else {
+                y as f64 - down
+            };
             at(x, y) * far * far
         };
         (places().map(square).sum::<f64>() / weight).sqrt()
@@ -59,12 +63,22 @@ fn rank(value: f64, all: impl Iterator<Item = f64> + Clone) -> f64 {
 /// The images that have most of two properties: ranks near 1, or near 0 where little is wanted.
 fn choose(ranks: &[[f64; 2]], wanted: [bool; 2]) -> Vec<usize> {
     let short = |at: &[f64; 2]| -> f64 {
-        let of = |axis: usize| if wanted[axis] { 1.0 - at[axis] } else { at[axis] };
+        let of = |axis: usize| {
+            if wanted[axis] {
+                1.0 - at[axis]
+            } else {
+                at[axis]
+            }
+        };
         // The worse of the two counts.
         of(0).max(of(1))
     };
     let mut order: Vec<usize> = (0..ranks.len()).collect();
-    order.sort_by(|&a, &b| short(&ranks[a]).total_cmp(&short(&ranks[b])).then(a.cmp(&b)));
+    order.sort_by(|&a, &b| {
+        short(&ranks[a])
+            .total_cmp(&short(&ranks[b]))
+            .then(a.cmp(&b))
+    });
     order.truncate(EACH);
     order
 }
@@ -99,7 +113,10 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
         means.push((sign, geometry::mean(&rows).ok_or_else(none)?));
         chosen.push(of);
     }
-    let signed: Vec<(Sign, &[f32])> = means.iter().map(|(sign, of)| (*sign, of.as_slice())).collect();
+    let signed: Vec<(Sign, &[f32])> = means
+        .iter()
+        .map(|(sign, of)| (*sign, of.as_slice()))
+        .collect();
     let sum = geometry::sum(&signed).ok_or_else(none)?;
     let mut moves = Key::new(Domain::Density, &[study.seed, u64::MAX, 19]).stream();
     let around: Vec<Vec<f32>> = (0..EACH)
@@ -137,6 +154,7 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
         captions: captions.collect(),
         headers,
         breaks: vec![3],
+        band: Some(EACH as u32),
         // Room for the headers.
         scale: Some(crate::sample::magnification(drawn.size, 128)),
     };
@@ -177,7 +195,14 @@ mod tests {
 
     #[test]
     fn terms_are_the_images_that_have_both_properties() {
-        let ranks = [[0.9, 0.9], [0.99, 0.5], [0.8, 0.1], [0.1, 0.95], [0.85, 0.85], [0.7, 0.7]];
+        let ranks = [
+            [0.9, 0.9],
+            [0.99, 0.5],
+            [0.8, 0.1],
+            [0.1, 0.95],
+            [0.85, 0.85],
+            [0.7, 0.7],
+        ];
         assert_eq!(choose(&ranks, [true, true]), [0, 4, 5]);
         assert_eq!(choose(&ranks, [true, false])[0], 2);
         assert_eq!(rank(2.0, [1.0, 2.0, 3.0, 0.0].into_iter()), 0.5);

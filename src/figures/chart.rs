@@ -14,13 +14,14 @@ pub(super) type Colour = RGBColor;
 pub(super) const BLUE: Colour = RGBColor(0, 114, 178);
 pub(super) const VERMILION: Colour = RGBColor(213, 94, 0);
 pub(super) const GREEN: Colour = RGBColor(0, 158, 115);
+pub(super) const ORANGE: Colour = RGBColor(230, 159, 0);
 pub(super) const PURPLE: Colour = RGBColor(204, 121, 167);
 pub(super) const GREY: Colour = RGBColor(140, 140, 140);
-const INK: RGBColor = RGBColor(34, 34, 34);
+pub(super) const INK: Colour = RGBColor(34, 34, 34);
 const GRID: RGBColor = RGBColor(225, 225, 225);
 const PAPER: RGBColor = RGBColor(255, 255, 255);
 
-const PANEL: (i32, i32) = (620, 500);
+const PANEL: (i32, i32) = (620, 510);
 const MARGIN: i32 = 24;
 const TITLE: i32 = 34;
 const TEXT: i32 = 25;
@@ -100,7 +101,11 @@ impl Axis {
         let whole = (self.to - self.from) >= 5.0;
         // A zero is no -0.
         let at = if at.abs() < 1e-9 { 0.0 } else { at };
-        if whole { format!("{at:.0}") } else { format!("{}", (at * 1e6).round() / 1e6) }
+        if whole {
+            format!("{at:.0}")
+        } else {
+            format!("{}", (at * 1e6).round() / 1e6)
+        }
     }
 }
 
@@ -120,8 +125,8 @@ pub(super) struct Panel {
 #[derive(Clone, Debug)]
 pub(super) struct Page {
     pub(super) title: String,
-    /// What the marks are, on all panels.
-    pub(super) legend: Vec<(Form, Colour, String)>,
+    /// What the marks are, line by line.
+    pub(super) legend: Vec<Vec<(Form, Colour, String)>>,
     pub(super) columns: usize,
     pub(super) panels: Vec<Panel>,
 }
@@ -142,46 +147,35 @@ impl Page {
         let columns = self.columns.max(1) as i32;
         let rows = (self.panels.len() as i32 + columns - 1) / columns;
         let width = columns * PANEL.0 + 2 * MARGIN;
-        let lines = self.legend_lines(width - 2 * MARGIN);
-        let top = MARGIN + 2 * TITLE + lines.len() as i32 * (TEXT + 14);
+        let line = TEXT + 14;
+        let top = MARGIN + 2 * TITLE + self.legend.len() as i32 * line;
         let height = top + rows * PANEL.1 + MARGIN;
         let root = SVGBackend::with_string(svg, (width as u32, height as u32)).into_drawing_area();
         root.fill(&PAPER)?;
-        root.draw_text(&self.title, &text(TITLE, HPos::Left), (MARGIN, MARGIN + TITLE / 2))?;
-        for (row, line) in lines.iter().enumerate() {
-            let y = MARGIN + 2 * TITLE + row as i32 * (TEXT + 14);
-            for &(entry, x) in line {
-                let (form, colour, label) = &self.legend[entry];
-                swatch(&root, *form, *colour, (MARGIN + x, y))?;
-                let at = (MARGIN + x + SWATCH + 10, y);
+        root.draw_text(
+            &self.title,
+            &text(TITLE, HPos::Left),
+            (MARGIN, MARGIN + TITLE / 2),
+        )?;
+        for (row, entries) in self.legend.iter().enumerate() {
+            let (mut x, y) = (MARGIN, MARGIN + 2 * TITLE + row as i32 * line);
+            for (form, colour, label) in entries {
+                swatch(&root, *form, *colour, (x, y))?;
+                let at = (x + SWATCH + 10, y);
                 root.draw_text(label, &text(TEXT, HPos::Left), at)?;
+                // No font is at hand to measure it with: about half as wide as high, on the average.
+                x += SWATCH + 10 + label.chars().count() as i32 * TEXT * 46 / 100 + 36;
             }
         }
         for (index, panel) in self.panels.iter().enumerate() {
             let (column, row) = (index as i32 % columns, index as i32 / columns);
             let corner = (MARGIN + column * PANEL.0, top + row * PANEL.1);
-            let area = root.clone().shrink(corner, (PANEL.0 as u32, PANEL.1 as u32));
+            let area = root
+                .clone()
+                .shrink(corner, (PANEL.0 as u32, PANEL.1 as u32));
             panel.paint(&area)?;
         }
         root.present()
-    }
-
-    /// The legend's entries with where they begin, line by line.
-    fn legend_lines(&self, width: i32) -> Vec<Vec<(usize, i32)>> {
-        let mut lines: Vec<Vec<(usize, i32)>> = Vec::new();
-        let mut x = width;
-        for (entry, (_, _, label)) in self.legend.iter().enumerate() {
-            let wide = SWATCH + 10 + label.chars().count() as i32 * TEXT / 2 + 40;
-            if x + wide > width || lines.is_empty() {
-                lines.push(Vec::new());
-                x = 0;
-            }
-            if let Some(line) = lines.last_mut() {
-                line.push((entry, x));
-            }
-            x += wide;
-        }
-        lines
     }
 }
 
@@ -224,7 +218,11 @@ impl Panel {
     fn paint(&self, area: &Area<'_>) -> Painted {
         let line = SMALL + 8;
         let middle = PANEL.0 / 2 + 30;
-        area.draw_text(&self.title, &text(TEXT, HPos::Center), (middle, line / 2 + 4))?;
+        area.draw_text(
+            &self.title,
+            &text(TEXT, HPos::Center),
+            (middle, line / 2 + 4),
+        )?;
         for (row, note) in self.notes.iter().enumerate() {
             let at = (middle, (row as i32 + 1) * line + line / 2 + 6);
             area.draw_text(note, &text(SMALL, HPos::Center), at)?;
@@ -233,6 +231,7 @@ impl Panel {
         let mut chart = ChartBuilder::on(area)
             .margin_top(head)
             .margin_right(22)
+            .margin_bottom(14)
             .margin_left(4)
             .x_label_area_size(64)
             .y_label_area_size(88)
@@ -247,8 +246,16 @@ impl Panel {
             .axis_desc_style(text(SMALL, HPos::Center))
             .x_desc(&x.label)
             .y_desc(&y.label)
-            .x_labels(if x.powers { (x.to - x.from) as usize + 1 } else { 6 })
-            .y_labels(if y.powers { (y.to - y.from) as usize + 1 } else { 6 })
+            .x_labels(if x.powers {
+                (x.to - x.from) as usize + 1
+            } else {
+                6
+            })
+            .y_labels(if y.powers {
+                (y.to - y.from) as usize + 1
+            } else {
+                6
+            })
             .x_label_formatter(&|at| x.number(*at))
             .y_label_formatter(&|at| y.number(*at))
             .draw()?;
@@ -278,7 +285,8 @@ impl Panel {
                         (self.x.from..=self.x.to).contains(&x)
                             && (self.y.from..=self.y.to).contains(&y)
                     };
-                    let dot = |&at: &(f64, f64)| Circle::new(at, 3, series.colour.mix(0.6).filled());
+                    let dot =
+                        |&at: &(f64, f64)| Circle::new(at, 3, series.colour.mix(0.6).filled());
                     chart.draw_series(points.iter().filter(within).map(dot))?;
                 }
             }
@@ -334,7 +342,13 @@ mod tests {
 
     #[test]
     fn a_line_is_cut_where_it_leaves_the_panel() {
-        let points = [(0.0, 0.0), (1.0, 2.0), (2.0, 0.0), (3.0, f64::NAN), (4.0, 0.0)];
+        let points = [
+            (0.0, 0.0),
+            (1.0, 2.0),
+            (2.0, 0.0),
+            (3.0, f64::NAN),
+            (4.0, 0.0),
+        ];
         let parts = panel(Vec::new()).inside(&points);
         assert_eq!(
             parts,
@@ -348,14 +362,22 @@ mod tests {
         let forms = [Form::Line, Form::Dashed, Form::Area, Form::Dots];
         let page = Page {
             title: "A figure".to_owned(),
-            legend: forms.map(|form| (form, BLUE, format!("{form:?}"))).to_vec(),
+            legend: vec![forms.map(|form| (form, BLUE, format!("{form:?}"))).to_vec()],
             columns: 2,
-            panels: forms.map(|form| panel(vec![Series::new(form, BLUE, points.clone())])).to_vec(),
+            panels: forms
+                .map(|form| panel(vec![Series::new(form, BLUE, points.clone())]))
+                .to_vec(),
         };
         let svg = page.svg().unwrap();
         assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
         assert_eq!(svg, page.svg().unwrap());
-        for needle in ["A figure", "KL(p ‖ q) &lt; 1 &amp; more", "a note", "Dashed", "circle"] {
+        for needle in [
+            "A figure",
+            "KL(p ‖ q) &lt; 1 &amp; more",
+            "a note",
+            "Dashed",
+            "circle",
+        ] {
             assert!(svg.contains(needle), "{needle}");
         }
         assert!(!svg.contains("NaN"));
@@ -364,9 +386,15 @@ mod tests {
     #[test]
     fn axes_are_numbered_as_people_write() {
         let axis = Axis::new("", -1.0, 1.0);
-        assert_eq!([-0.5, -1e-17, 0.1 + 0.2].map(|x| axis.number(x)), ["-0.5", "0", "0.3"]);
+        assert_eq!(
+            [-0.5, -1e-17, 0.1 + 0.2].map(|x| axis.number(x)),
+            ["-0.5", "0", "0.3"]
+        );
         assert_eq!(Axis::new("", 0.0, 3000.0).number(500.0), "500");
         let axis = Axis::powers("", -6.0, 1.0);
-        assert_eq!([-5.0, -2.0, 0.0, 0.5].map(|x| axis.number(x)), ["1e-5", "0.01", "1", ""]);
+        assert_eq!(
+            [-5.0, -2.0, 0.0, 0.5].map(|x| axis.number(x)),
+            ["1e-5", "0.01", "1", ""]
+        );
     }
 }

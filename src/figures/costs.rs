@@ -3,7 +3,7 @@
 //! autograd.
 
 use super::chart::{Axis, BLUE, Colour, Form, GREEN, GREY, Page, Panel, Series, VERMILION};
-use super::{Drawing, FigureError, Study};
+use super::{Drawing, FigureError, Picture, Study};
 use crate::config;
 use crate::density::{Component, DensityRatio, Estimation, Mixture, MixtureError};
 use crate::objective;
@@ -12,8 +12,16 @@ use tch::Tensor;
 
 const GAMES: [(config::Objective, &str, Colour); 3] = [
     (config::Objective::Minimax, "minimax (10)", BLUE),
-    (config::Objective::NonSaturating, "non-saturating heuristic (13)", GREEN),
-    (config::Objective::MaximumLikelihood, "maximum likelihood (14)", VERMILION),
+    (
+        config::Objective::NonSaturating,
+        "non-saturating heuristic (13)",
+        GREEN,
+    ),
+    (
+        config::Objective::MaximumLikelihood,
+        "maximum likelihood (14)",
+        VERMILION,
+    ),
 ];
 
 /// G's cost on samples of these logits, and its gradient by each.
@@ -21,7 +29,9 @@ fn cost(game: config::Objective, logits: &[f64]) -> Result<(f64, Vec<f64>), Figu
     let logits: Vec<f32> = logits.iter().map(|&s| s as f32).collect();
     let logits = Tensor::f_from_slice(&logits)?.f_set_requires_grad(true)?;
     // The objectives leave the tutorial's ½ out.
-    let cost = objective::of(game, 0.0).generator(&logits, None)?.f_mul_scalar(0.5)?;
+    let cost = objective::of(game, 0.0)
+        .generator(&logits, None)?
+        .f_mul_scalar(0.5)?;
     let gradient = Tensor::f_run_backward(&[&cost], &[&logits], false, false)?;
     let gradient = gradient[0].f_to_kind(tch::Kind::Double)?;
     Ok((cost.f_double_value(&[])?, Vec::<f64>::try_from(gradient)?))
@@ -90,7 +100,10 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
         costs.push(Series::new(Form::Line, colour, of_cost));
         slopes.push(Series::new(Form::Line, colour, of_slope));
         // One point in sixteen draws the same curve.
-        let few = shares.iter().enumerate().filter(|(index, _)| index % 16 == 0);
+        let few = shares
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| index % 16 == 0);
         let few = few.map(|(_, &(x, y))| (100.0 * x, 100.0 * y));
         carried.push(Series::new(Form::Line, colour, few.collect()));
     }
@@ -116,7 +129,7 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
         ),
         panel(
             "G's gradient on one sample",
-            "by D's logit, which G can move",
+            "with respect to D's logit",
             belief(),
             Axis::powers("|dJ_G / d logit|", -3.0, 2.0),
             slopes,
@@ -136,12 +149,12 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     legend.push((Form::Dashed, GREY, "all samples alike".to_owned()));
     let page = Page {
         title: "What G is told of a sample, in three games".to_owned(),
-        legend,
+        legend: vec![legend],
         columns: 3,
         panels,
     };
     Ok(Drawing {
-        svg: page.svg()?,
+        picture: Picture::Svg(page.svg()?),
         findings,
     })
 }

@@ -1,8 +1,10 @@
 //! Figure 20: noise-contrastive estimation, maximum likelihood and the GAN, all of them strategies in
 //! one game, on data whose density is known.
 
-use super::chart::{Axis, BLUE, Colour, Form, GREEN, GREY, PURPLE, Page, Panel, Series, VERMILION};
-use super::{Drawing, FigureError, Study};
+use super::chart::{
+    Axis, BLUE, Colour, Form, GREEN, GREY, INK, ORANGE, PURPLE, Page, Panel, Series, VERMILION,
+};
+use super::{Drawing, FigureError, Picture, Study};
 use crate::density::{
     Adversarial, Bins, Component, Criterion, MaximumLikelihood, Mixture, MixtureError,
     NoiseContrastive, divergence,
@@ -61,9 +63,15 @@ fn run<C: Criterion>(
         let every = EVERY.min(updates);
         if update % every == 0 {
             watch(criterion, update)?;
-            left.push((f64::from(update), divergence(&truth, &criterion.model(&BINS)?, &BINS)));
+            left.push((
+                f64::from(update),
+                divergence(&truth, &criterion.model(&BINS)?, &BINS),
+            ));
             if update > 0 {
-                value.push((f64::from(update) - f64::from(every) / 2.0, sum / f64::from(every)));
+                value.push((
+                    f64::from(update) - f64::from(every) / 2.0,
+                    sum / f64::from(every),
+                ));
             }
             sum = 0.0;
         }
@@ -111,6 +119,10 @@ fn densities(title: &str, note: &str, run: &Run, truth: &[f64]) -> Panel {
 pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     let noise = Mixture::normal(0.0, 2.0)?;
     let mut masses = Vec::new();
+    (study.say)(&format!(
+        "{} updates by each strategy",
+        study.updates(UPDATES)
+    ));
     let mut contrast = NoiseContrastive::new(noise.clone(), 2, study.seed)?;
     let contrast = run(&mut contrast, study, |criterion, update| {
         masses.push((f64::from(update), criterion.mass()?));
@@ -130,8 +142,8 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     let truth: Vec<f64> = BINS.middles().iter().map(|&x| data.density(x)).collect();
     let runs: [(&str, Colour, &Run); 3] = [
         ("noise-contrastive estimation", PURPLE, &contrast),
-        ("maximum likelihood", BLUE, &likelihood),
-        ("GAN", VERMILION, &gan),
+        ("maximum likelihood", ORANGE, &likelihood),
+        ("GAN", INK, &gan),
     ];
     let mass = masses.last().map_or(f64::NAN, |last| last.1);
     let mut findings: Vec<String> = runs
@@ -143,7 +155,8 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     ));
     let updates = || Axis::new("updates", 0.0, all);
     let lines = |of: fn(&Run) -> Vec<(f64, f64)>| {
-        runs.iter().map(move |(_, colour, run)| Series::new(Form::Line, *colour, of(run)))
+        runs.iter()
+            .map(move |(_, colour, run)| Series::new(Form::Line, *colour, of(run)))
     };
     let level = |y: f64| Series::new(Form::Dashed, GREY, vec![(0.0, y), (all, y)]);
     let mut values = vec![level(-2.0 * LN_2)];
@@ -182,7 +195,7 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
             title: "The game's value".to_owned(),
             notes: Vec::new(),
             x: updates(),
-            y: Axis::new("V, nats (dashed: -ln 4)", -1.6, -0.8),
+            y: Axis::new("V, nats (dashed: -ln 4)", -1.6, -1.0),
             series: values,
         },
         Panel {
@@ -198,19 +211,27 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
         title: "Three strategies in one game, V = E_data log D(x) + E_generator log(1 - D(x))"
             .to_owned(),
         legend: vec![
-            (Form::Area, GREY, "p_data".to_owned()),
-            line(BLUE, "p_model"),
-            (Form::Dashed, VERMILION, "p_generator, where it is another".to_owned()),
-            line(GREEN, "D(x)"),
-            line(PURPLE, "below: noise-contrastive estimation"),
-            line(BLUE, "maximum likelihood"),
-            line(VERMILION, "GAN"),
+            vec![
+                (Form::Area, GREY, "p_data".to_owned()),
+                line(BLUE, "p_model"),
+                (
+                    Form::Dashed,
+                    VERMILION,
+                    "p_generator, where it is another".to_owned(),
+                ),
+                line(GREEN, "D(x)"),
+            ],
+            vec![
+                line(PURPLE, "noise-contrastive estimation"),
+                line(ORANGE, "maximum likelihood"),
+                line(INK, "GAN"),
+            ],
         ],
         columns: 3,
         panels,
     };
     Ok(Drawing {
-        svg: page.svg()?,
+        picture: Picture::Svg(page.svg()?),
         findings,
     })
 }

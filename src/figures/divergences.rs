@@ -3,7 +3,7 @@
 //! one of them and leave no mass where the data have none.
 
 use super::chart::{Axis, BLUE, Form, GREY, Page, Panel, Series};
-use super::{Drawing, FigureError, Study};
+use super::{Drawing, FigureError, Picture, Study};
 use crate::config::Adam;
 use crate::density::{Bins, Bumps, Component, Learner, Mixture, MixtureError};
 use crate::torch::TorchError;
@@ -74,7 +74,10 @@ fn fit(data: &Mixture, order: Order, updates: u32) -> Result<Fit, FigureError> {
     };
     let mut best: Option<Fit> = None;
     for start in [-3.0, -1.0, 0.0, 1.0, 3.0] {
-        let parts = [Tensor::f_from_slice(&[start])?, Tensor::f_from_slice(&[0.0])?];
+        let parts = [
+            Tensor::f_from_slice(&[start])?,
+            Tensor::f_from_slice(&[0.0])?,
+        ];
         let mut learner = Learner::new(&parts, adam)?;
         for update in 0..updates {
             let leaves = learner.leaves()?;
@@ -100,11 +103,16 @@ fn fit(data: &Mixture, order: Order, updates: u32) -> Result<Fit, FigureError> {
 pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     let data = data()?;
     let updates = study.updates(300);
-    let x: Vec<f64> = (0..=400).map(|i| -5.5 + 11.0 * f64::from(i) / 400.0).collect();
+    let x: Vec<f64> = (0..=400)
+        .map(|i| -5.5 + 11.0 * f64::from(i) / 400.0)
+        .collect();
     let curve = |of: &Mixture| x.iter().map(|&x| (x, of.density(x))).collect::<Vec<_>>();
     let mut panels = Vec::new();
     let mut findings = Vec::new();
-    for (order, name) in [(Order::DataFirst, "KL(p ‖ q)"), (Order::ModelFirst, "KL(q ‖ p)")] {
+    for (order, name) in [
+        (Order::DataFirst, "KL(p ‖ q)"),
+        (Order::ModelFirst, "KL(q ‖ p)"),
+    ] {
         let found = fit(&data, order, updates)?;
         let model = Mixture::normal(found.mean, found.deviation)?;
         let told = format!(
@@ -125,15 +133,19 @@ pub(super) fn draw(study: &Study) -> Result<Drawing, FigureError> {
     }
     let page = Page {
         title: "The order of KL's arguments decides what a model gives up".to_owned(),
-        legend: vec![
-            (Form::Area, GREY, "p: data, a mixture of two normal distributions".to_owned()),
-            (Form::Line, BLUE, "q*: the normal distribution that was fitted".to_owned()),
-        ],
+        legend: vec![vec![
+            (Form::Area, GREY, "p: the data, a mixture".to_owned()),
+            (
+                Form::Line,
+                BLUE,
+                "q*: a normal distribution, fitted".to_owned(),
+            ),
+        ]],
         columns: 2,
         panels,
     };
     Ok(Drawing {
-        svg: page.svg()?,
+        picture: Picture::Svg(page.svg()?),
         findings,
     })
 }
@@ -150,14 +162,25 @@ mod tests {
         let covering = fit(&data, Order::DataFirst, 300).unwrap();
         assert!((covering.mean - data.mean()).abs() < 2e-3, "{covering:?}");
         let deviation = data.variance().sqrt();
-        assert!((covering.deviation - deviation).abs() < 2e-3, "{covering:?}");
+        assert!(
+            (covering.deviation - deviation).abs() < 2e-3,
+            "{covering:?}"
+        );
 
         let choosing = fit(&data, Order::ModelFirst, 300).unwrap();
-        assert!((choosing.mean + 2.0).abs() < 0.05, "the heavier mode: {choosing:?}");
+        assert!(
+            (choosing.mean + 2.0).abs() < 0.05,
+            "the heavier mode: {choosing:?}"
+        );
         assert!((choosing.deviation - 0.7).abs() < 0.05, "{choosing:?}");
         let at = |mean: f64, deviation: f64| {
-            let leaves = [Tensor::from_slice(&[mean]), Tensor::from_slice(&[deviation.ln()])];
-            divergence(&leaves, &data, Order::ModelFirst).unwrap().double_value(&[])
+            let leaves = [
+                Tensor::from_slice(&[mean]),
+                Tensor::from_slice(&[deviation.ln()]),
+            ];
+            divergence(&leaves, &data, Order::ModelFirst)
+                .unwrap()
+                .double_value(&[])
         };
         let (mean, deviation) = (choosing.mean, choosing.deviation);
         for off in [0.03, -0.03] {
@@ -165,6 +188,9 @@ mod tests {
             assert!(at(mean, deviation + off) > choosing.divergence);
         }
         // All of q lies in one mode: about -ln of the mode's weight.
-        assert!((choosing.divergence + 0.55f64.ln()).abs() < 0.02, "{choosing:?}");
+        assert!(
+            (choosing.divergence + 0.55f64.ln()).abs() < 0.02,
+            "{choosing:?}"
+        );
     }
 }

@@ -5,6 +5,9 @@
 //! | `divergences` | 14: a normal distribution fitted to a mixture of two, by either order of KL |
 //! | `modes` | 15: GANs of several divergences on a ring of modes |
 //! | `costs` | 16: G's cost by what D says of a sample, and which samples carry the gradient |
+//! | `samples` | 18: what a generator that was trained draws |
+//! | `arithmetic` | 19: sums and differences of its latents |
+//! | `trained` | such a generator |
 //! | `criteria` | 20: noise-contrastive estimation, maximum likelihood and the GAN |
 //! | `chart` | panels, axes, colours: the only file that knows how a plot becomes SVG |
 //!
@@ -12,16 +15,24 @@
 //! same bytes on one kind of machine, if the thread that draws computes with one intra-op thread
 //! ([`set_threads`](crate::torch::set_threads)).
 
+mod arithmetic;
 mod chart;
 mod costs;
 mod criteria;
 mod divergences;
 mod modes;
+mod samples;
 #[cfg(test)]
 mod tests;
+mod trained;
+
+pub use trained::Trained;
 
 use crate::density::{CriterionError, MixtureError};
+use crate::sample::SampleError;
 use crate::torch::TorchError;
+use crate::train::TrainError;
+use image::DynamicImage;
 use std::fmt;
 
 /// A figure of the tutorial.
@@ -33,13 +44,24 @@ pub enum Figure {
     Modes,
     /// 16
     Costs,
+    /// 18
+    Samples,
+    /// 19
+    Arithmetic,
     /// 20
     Criteria,
 }
 
 impl Figure {
     /// All that can be drawn, by their numbers.
-    pub const ALL: [Self; 4] = [Self::Divergences, Self::Modes, Self::Costs, Self::Criteria];
+    pub const ALL: [Self; 6] = [
+        Self::Divergences,
+        Self::Modes,
+        Self::Costs,
+        Self::Samples,
+        Self::Arithmetic,
+        Self::Criteria,
+    ];
 
     /// Its number in the tutorial.
     pub fn number(self) -> u32 {
@@ -47,6 +69,8 @@ impl Figure {
             Self::Divergences => 14,
             Self::Modes => 15,
             Self::Costs => 16,
+            Self::Samples => 18,
+            Self::Arithmetic => 19,
             Self::Criteria => 20,
         }
     }
@@ -61,10 +85,17 @@ impl Figure {
             Self::Costs => {
                 "G's cost in the three games, and which samples carry its gradient when D is trained"
             }
+            Self::Samples => "what a generator that was trained draws",
+            Self::Arithmetic => "sums and differences of a trained generator's latents",
             Self::Criteria => {
                 "a density learnt by noise-contrastive estimation, by maximum likelihood and by a GAN"
             }
         }
+    }
+
+    /// Whether it shows a generator that was trained, which [`Study`] has to bring.
+    pub fn shows_a_generator(self) -> bool {
+        matches!(self, Self::Samples | Self::Arithmetic)
     }
 
     /// Runs what it shows, and draws it.
@@ -76,6 +107,8 @@ impl Figure {
             Self::Divergences => divergences::draw(study),
             Self::Modes => modes::draw(study),
             Self::Costs => costs::draw(study),
+            Self::Samples => samples::draw(study, study.trained()?),
+            Self::Arithmetic => arithmetic::draw(study, study.trained()?),
             Self::Criteria => criteria::draw(study),
         }
     }
@@ -88,26 +121,43 @@ impl fmt::Display for Figure {
 }
 
 /// How figures are computed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Study {
     /// Of every draw.
     pub seed: u64,
     /// Runs of a few updates, for tests: everything is computed and drawn, and nothing learnt.
     pub brief: bool,
+    /// The generator that figures 18 and 19 show.
+    pub trained: Option<Trained>,
+    /// Is told what takes long, before it is done.
+    pub say: fn(&str),
 }
 
 impl Study {
+    fn trained(&self) -> Result<&Trained, FigureError> {
+        self.trained.as_ref().ok_or(FigureError::NoGenerator)
+    }
+
     /// Updates of a run that takes `full` of them.
     fn updates(&self, full: u32) -> u32 {
         if self.brief { full.min(20) } else { full }
     }
 }
 
+/// What a figure is drawn as.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Picture {
+    /// A plot: an SVG document.
+    Svg(String),
+    /// Images.
+    Png(DynamicImage),
+}
+
 /// A figure that was drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drawing {
-    /// The picture, an SVG document.
-    pub svg: String,
+    /// The picture.
+    pub picture: Picture,
     /// What the runs have come to, a line each.
     pub findings: Vec<String>,
 }
@@ -124,6 +174,15 @@ pub enum FigureError {
     /// A run has ended at numbers that are no distribution.
     #[error(transparent)]
     Mixture(#[from] MixtureError),
+    /// The figure shows a generator, and there is none.
+    #[error("there is no generator to show; name a checkpoint")]
+    NoGenerator,
+    /// The generator can't draw.
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    /// Its images can't be put on a picture.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
     /// The plot can't be drawn.
     #[error("can't draw the plot: {0}")]
     Plot(String),

@@ -16,6 +16,7 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
         captions: Vec::new(),
         headers: Vec::new(),
         breaks: Vec::new(),
+        band: None,
         scale: None,
     };
     Ok(Drawing {

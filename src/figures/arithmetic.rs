@@ -147,7 +147,7 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
         .iter()
         .map(|(sign, name, _)| format!("{} {name}", sign.symbol()))
         .collect();
-    headers.push("= bright narrow?".to_owned());
+    headers.push("=".to_owned());
     let sheet = Sheet {
         images: &drawn,
         columns: columns as u32,
@@ -156,7 +156,7 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
         breaks: vec![3],
         band: Some(EACH as u32),
         // Room for the headers.
-        scale: Some(crate::sample::magnification(drawn.size, 128)),
+        scale: Some(crate::sample::magnification(drawn.size, 256)),
     };
     let percent = |rank: f64| 100.0 * rank;
     Ok(Drawing {

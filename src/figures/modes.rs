@@ -11,7 +11,7 @@ use crate::evaluate::Mixture;
 use crate::objective;
 use crate::random::{Domain, Key};
 use crate::torch::{Generator, TorchError};
-use std::f64::consts::{PI, TAU};
+use std::f64::consts::PI;
 use tch::{Device, Kind, Tensor};
 
 const GAMES: [(Objective, &str); 4] = [

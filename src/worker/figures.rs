@@ -72,7 +72,7 @@ impl Figures {
             let Drawing { picture, findings } = figure
                 .draw(&study)
                 .map_err(|error| Failure::failed(format!("{figure}: {error}")))?;
-            let file = |extension| {
+            let file = |extension: &str| {
                 let name = format!("figure-{}.{extension}", figure.number());
                 self.out.join(name)
             };

@@ -31,6 +31,8 @@
 //! | [`sample`] | pictures: grids, sheets with captions, films; the geometry of latents |
 //! | [`export`] | a generator as safetensors, TorchScript, ONNX |
 //! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
+//! | `density` | section 3.4 of the tutorial: NCE, maximum likelihood and GAN on densities in closed form |
+//! | `figures` | the tutorial's figures, from runs |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
@@ -55,9 +57,13 @@ pub mod config;
 pub mod coordinator;
 pub mod data;
 #[cfg(feature = "torch")]
+pub mod density;
+#[cfg(feature = "torch")]
 pub mod evaluate;
 pub mod export;
 mod faults;
+#[cfg(feature = "torch")]
+pub mod figures;
 pub mod ids;
 pub mod membership;
 pub mod model;

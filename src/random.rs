@@ -35,6 +35,8 @@ pub enum Domain {
     Epoch,
     /// The order of the samples in a span: seed, epoch, shard.
     Span,
+    /// Small runs on densities in closed form: seed, use, update.
+    Density,
     /// Whatever an evaluation draws: seed, what for, and numbers of its own.
     Evaluation,
     /// What regularisers do to images: seed, step, replica, round, use.
@@ -56,6 +58,7 @@ impl Domain {
             Domain::Packing => b"packing",
             Domain::Epoch => b"epoch",
             Domain::Span => b"span",
+            Domain::Density => b"density",
             Domain::Evaluation => b"evaluation",
             Domain::Chance => b"chance",
         }

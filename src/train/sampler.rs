@@ -38,7 +38,7 @@ impl Sampler {
     }
 
     /// A generator over parameters that are there already, in the architecture's order.
-    pub(super) fn over(
+    pub(crate) fn over(
         architecture: Architecture,
         model: &Model,
         parameters: &Tensor,

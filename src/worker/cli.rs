@@ -3,6 +3,7 @@
 use super::bench::Bench;
 use super::devices::Devices;
 use super::export::Export;
+use super::figures::Figures;
 use super::pictures::{Arithmetic, Film, Interpolate, NearestImages, Sample, Truncate};
 use super::{Options, WorkerError};
 use crate::checkpoint;
@@ -68,6 +69,8 @@ enum Command {
     /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
     /// of what the device can do, memory.
     Bench(Bench),
+    /// Draw the figures of Goodfellow's tutorial from runs: small ones, of minutes.
+    Figures(Figures),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -140,6 +143,7 @@ impl Cli {
                 self::device(&device).and_then(|device| evaluate.run(device, cores(None)))
             }
             Command::Bench(bench) => bench.run(format),
+            Command::Figures(figures) => figures.run(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut script);

@@ -16,6 +16,7 @@ mod devices;
 mod evaluating;
 mod export;
 mod failure;
+mod figures;
 mod hearing;
 mod history;
 mod identity;

@@ -5,12 +5,13 @@
 //! by [`crate::session`]; this loop tells it what happened, and does what it says. `inbox` and
 //! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
 //! leads to the coordinator; `hearing` makes events of what comes in. `transport` chooses what carries
-//! the sums, and `rejoin` is for when that can't be stopped. `devices` and `bench`, which measures
-//! steps, are commands of their own.
+//! the sums, and `rejoin` is for when that can't be stopped. `crew` starts several such processes and
+//! looks after them. `devices` and `bench`, which measures steps, are commands of their own.
 
 mod bench;
 pub mod cli;
 mod client;
+mod crew;
 mod devices;
 mod failure;
 mod hearing;

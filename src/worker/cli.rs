@@ -233,7 +233,9 @@ impl Train {
         let metrics = self.metrics_listen;
         let metrics = metrics.map(|listen| crew::metrics_addresses(listen, processes));
         let metrics = metrics.transpose().map_err(Failure::wrong)?;
-        let share = self.cores.unwrap_or_else(|| (cores(None) / processes).max(1));
+        let share = self
+            .cores
+            .unwrap_or_else(|| (cores(None) / processes).max(1));
         let program = std::env::current_exe().map_err(Failure::failed)?;
         let commands = (0..processes).map(|index| {
             let device = match self.device.as_str() {

@@ -314,7 +314,11 @@ mod tests {
             (killed(9), true, Ended::Failed),
             (killed(11), false, Ended::Failed),
         ] {
-            assert_eq!(Ended::of(ExitStatus::from_raw(raw), told), ended, "{raw:#x}");
+            assert_eq!(
+                Ended::of(ExitStatus::from_raw(raw), told),
+                ended,
+                "{raw:#x}"
+            );
         }
     }
 

@@ -209,9 +209,10 @@ impl Train {
     fn crew(&self) -> Result<Option<u32>, Failure> {
         match (self.processes, self.device.as_str()) {
             (None, ALL_GPUS) => {
+                // The command may be right and the machine not: another one may do.
                 let refuse = |what: String| {
                     let device = ALL_GPUS.to_owned();
-                    Failure::from(WorkerError::Device { device, what })
+                    Failure::failed(WorkerError::Device { device, what })
                 };
                 let driver = crate::torch::Driver::open();
                 let gpus = driver.and_then(|driver| driver.gpus());

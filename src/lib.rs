@@ -22,7 +22,7 @@
 //! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
 //! | `objective` | the games: what the two networks minimise |
 //! | `train` | one step of all hosted replicas, in host memory or on a device; the state and how it changes |
-//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, NCCL, in process; in-band flags |
+//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, memory of one host, NCCL, in process; in-band flags |
 //! | `nccl` | the binding to NCCL: a table of its functions, loaded at run time, and a safe communicator |
 //! | `torch` | what tch lacks: a C++ shim and its safe face; streams; CUDA graphs, a plug-in |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
@@ -38,7 +38,7 @@
 //! `objective`, `data`, `checkpoint` → `plan`, `config`; and `collective` → `nccl` → `torch`.
 //! `coordinator` and `worker` never use each other. PURE rooms use no tokio, tonic or tch and read no
 //! clock: time comes in as an argument, decisions go out as values. `unsafe` lives in `torch` and
-//! `nccl`, but for one memory map in `data`.
+//! `nccl`, but for two memory maps: one in `data`, one in `collective`.
 //!
 //! # Features
 //!

@@ -9,7 +9,7 @@ use crate::config::Update;
 use crate::data::Batch;
 use crate::ids::Step;
 use crate::model::Player;
-use crate::torch;
+use crate::torch::{self, Measure};
 use std::time::Duration;
 
 impl Trainer {
@@ -30,13 +30,14 @@ impl Trainer {
         let work = self.hosted.lend(batches);
         let cache = self.cache.as_ref();
         self.hosted.pool.begin(&self.weights(), work, cache)?;
-        match self.game.update {
+        let seen_of_d = match self.game.update {
             Update::Alternating => {
                 self.reduce_discriminator(collective, &mut reduce)?;
-                self.update(Player::Discriminator)?;
+                let seen = self.update(Player::Discriminator)?;
                 self.hosted
                     .pool
                     .finish(&self.next_discriminator.parameters)?;
+                seen
             }
             Update::Simultaneous => {
                 // D's gradient travels while G's is computed.
@@ -47,15 +48,16 @@ impl Trainer {
                     .and_then(|()| self.update(Player::Discriminator));
                 // Whatever came of that, no thread works on this step any more when it is given up.
                 let answered = self.hosted.pool.wait(answers);
-                reduced?;
+                let seen = reduced?;
                 let last = answered?.unwrap_or(begun);
                 reduce = reduce.saturating_sub(last - begun);
+                seen
             }
-        }
+        };
         self.reduce_generator(collective, flags, &mut reduce)?;
-        self.update(Player::Generator)?;
+        let seen_of_g = self.update(Player::Generator)?;
 
-        let mut report = self.report(step)?;
+        let mut report = self.report(step, seen_of_d, seen_of_g)?;
         self.commit(step)?;
         report.reduce = reduce;
         report.sent_bytes = collective.sent_bytes() - sent;
@@ -96,8 +98,8 @@ impl Trainer {
         Ok(self.generator_mean.arrive()?)
     }
 
-    /// Makes a network's next parameters and moments from its mean gradient.
-    fn update(&mut self, player: Player) -> Result<(), TrainError> {
+    /// Makes a network's next parameters and moments from its mean gradient, and measures that.
+    fn update(&mut self, player: Player) -> Result<Measure, TrainError> {
         let (from, to, mean, gradients, settings) = match player {
             Player::Generator => (
                 &self.state.generator,
@@ -117,11 +119,21 @@ impl Trainer {
         let gradient =
             super::layout::part(&mean.lend(), gradients).map_err(torch::TorchError::from)?;
         let count = &self.pace.count;
-        Ok(optimizer::update(from, to, &gradient, settings, count)?)
+        let measured = optimizer::update(from, to, &gradient, settings, count)?;
+        drop(gradient);
+        Ok(match measured {
+            Some(measured) => measured,
+            None => torch::measure(&mean.host().as_slice()?[gradients.clone()]),
+        })
     }
 
     /// Follows the running statistics, and reads the means.
-    fn report(&mut self, step: Step) -> Result<StepReport, TrainError> {
+    fn report(
+        &mut self,
+        step: Step,
+        seen_of_d: Measure,
+        seen_of_g: Measure,
+    ) -> Result<StepReport, TrainError> {
         {
             let (of_d, of_g) = (self.discriminator_mean.lend(), self.generator_mean.lend());
             let [looks, generated] = self.game.statistics(&of_d, &of_g)?;
@@ -133,8 +145,6 @@ impl Trainer {
         let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
         let of_d = self.discriminator_mean.host().as_slice()?;
         let of_g = self.generator_mean.host().as_slice()?;
-        let (grad_norm_d, nonfinite_d) = optimizer::measure(&of_d[d.gradients.clone()]);
-        let (grad_norm_g, nonfinite_g) = optimizer::measure(&of_g[g.gradients.clone()]);
         Ok(StepReport {
             step,
             flags: g.flags(of_g),
@@ -142,9 +152,9 @@ impl Trainer {
             loss_g: f64::from(of_g[g.loss]),
             d_real: f64::from(of_d[d.belief_real]),
             d_fake: f64::from(of_d[d.belief_fake]),
-            grad_norm_d,
-            grad_norm_g,
-            nonfinite: nonfinite_d + nonfinite_g,
+            grad_norm_d: seen_of_d.norm,
+            grad_norm_g: seen_of_g.norm,
+            nonfinite: seen_of_d.nonfinite + seen_of_g.nonfinite,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
             sent_bytes: 0,

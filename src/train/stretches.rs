@@ -180,13 +180,8 @@ impl Work {
         let gradients = &self.game.discriminator_layout.gradients;
         let gradient = part(mean, gradients).map_err(torch::TorchError::from)?;
         let [_, settings] = self.settings;
-        Ok(optimizer::update(
-            from,
-            to,
-            &gradient,
-            settings,
-            &self.count,
-        )?)
+        optimizer::update(from, to, &gradient, settings, &self.count)?;
+        Ok(())
     }
 
     fn second(&mut self) -> Result<(), TrainError> {

@@ -3,10 +3,12 @@
 //! libtorch's fused kernel changes vectors in place. Where the old ones must stay, because a step may
 //! still fail, they are copied first, and that is half of the memory's traffic. This pass reads the
 //! one and writes the other; the gradient's norm is taken on the way. Every number has the bits that
-//! the copies and libtorch's kernel give on this processor.
+//! the copies and libtorch's kernel give: which products and sums that kernel's compiler has fused
+//! is found out by trying, and where no guess has its bits, it is used itself.
 
-use super::TorchError;
+use super::{FusedAdam, TorchError};
 use std::slice;
+use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
 
 /// One step of Adam from vectors in host memory to others: flat, contiguous, `f32`, all as long.
@@ -18,8 +20,8 @@ pub struct AdamPass<'a> {
     pub to: [&'a mut Tensor; 3],
     /// The mean gradient.
     pub gradients: &'a Tensor,
-    /// Steps, from 1.
-    pub count: f64,
+    /// One f32 that counts steps from 1.
+    pub count: &'a Tensor,
     /// Step size.
     pub learning_rate: f64,
     /// Decay of the first moment.
@@ -44,65 +46,115 @@ impl AdamPass<'_> {
     ///
     /// # Errors
     /// [`TorchError::Shim`], for vectors that are not as they must be, or share memory.
-    pub fn apply(self) -> Result<Measure, TorchError> {
-        let terms = Terms::new(&self);
-        let [p, m, v] = self.from;
-        let [p_next, m_next, v_next] = self.to;
+    pub fn apply(mut self) -> Result<Measure, TorchError> {
+        self.check()?;
         let length = self.gradients.numel();
+        // libtorch's kernel treats what fills no register in another way.
+        let most = match fused() {
+            Some(_) => length - length % REGISTER,
+            None => 0,
+        };
+        let mut lanes = Lanes::default();
+        if let (Some(fused), 1..) = (fused(), most) {
+            let terms = Terms::new(&self, self.count.f_double_value(&[])?);
+            let gradients = self.gradients;
+            // SAFETY: seven live tensors of `length` floats in a row in host memory, of which those
+            // that are written lie apart from all others, as checked above. Nobody writes to those
+            // that are read, and nobody else reaches those that are written, for as long as the
+            // slices live: the pass runs no other code, `to` is borrowed for writing, and a
+            // `HostVector` gives no slice of memory that a tensor reaches.
+            let (from, to) = unsafe {
+                let source = |tensor: &Tensor| {
+                    slice::from_raw_parts(tensor.data_ptr().cast::<f32>().cast_const(), most)
+                };
+                let target = |tensor: &mut Tensor| {
+                    slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), most)
+                };
+                let [p, m, v] = self.from.map(source);
+                (
+                    [p, m, v, source(gradients)],
+                    self.to.each_mut().map(|to| target(to)),
+                )
+            };
+            lanes = pass(fused, &terms, from, to);
+        }
+        let rest = self.apply_by_libtorch(most)?;
+        for block in rest.chunks(BLOCK) {
+            lanes.add(block);
+        }
+        Ok(lanes.measure())
+    }
+
+    /// What the pass relies on.
+    fn check(&self) -> Result<(), TorchError> {
+        let length = self.gradients.numel();
+        let [p, m, v] = self.from;
         let read = [p, m, v, self.gradients];
-        let written = [&*p_next, &*m_next, &*v_next];
+        let written = self.to.each_ref().map(|to| &**to);
+        let all = || read.into_iter().chain(written);
         let fits = |tensor: &Tensor| {
             tensor.device() == Device::Cpu
                 && tensor.kind() == Kind::Float
                 && tensor.is_contiguous()
-                && tensor.numel() == length
+                && tensor.size() == [length as i64]
         };
-        let all = || read.into_iter().chain(written);
-        // Whole vectors, which may overlap in part.
         let apart = |one: &Tensor, other: &Tensor| {
             let (one, other) = (one.data_ptr() as usize, other.data_ptr() as usize);
             one.abs_diff(other) >= size_of::<f32>() * length
         };
-        let alone = |index: usize, to: &Tensor| {
+        let alone = |(index, to): (usize, &Tensor)| {
             let mut others = all().enumerate();
             others.all(|(other, tensor)| other == index || apart(to, tensor))
         };
-        let places = (read.len()..).zip(written);
-        if !all().all(fits) || (length > 0 && !places.into_iter().all(|(i, to)| alone(i, to))) {
-            return Err(TorchError::Shim {
-                doing: "apply Adam",
-                message: "parameters, gradients and moments must be contiguous f32 vectors of one \
-                          length in host memory, and the next ones must lie elsewhere"
-                    .to_owned(),
-            });
+        if all().all(fits) && (read.len()..).zip(written).all(alone) {
+            return Ok(());
         }
+        Err(TorchError::Shim {
+            doing: "apply Adam",
+            message: "parameters, gradients and moments must be flat f32 vectors of one length in \
+                      host memory, and the next ones must lie elsewhere"
+                .to_owned(),
+        })
+    }
+
+    /// From element `start` on, by copies and libtorch's kernel. Returns that part of the gradient.
+    fn apply_by_libtorch(&mut self, start: usize) -> Result<Vec<f32>, TorchError> {
+        let length = self.gradients.numel() - start;
         if length == 0 {
-            return Ok(Lanes::default().measure());
+            return Ok(Vec::new());
         }
-        // SAFETY: seven live tensors of `length` floats in a row in host memory, as checked above.
-        // Nobody writes to those that are read, and nobody else reaches those that are written, for
-        // as long as the slices live: the pass runs no other code, `to` is borrowed for writing, and
-        // a `HostVector` gives no slice of memory that a tensor reaches.
-        let (from, to) = unsafe {
-            let source = |tensor: &Tensor| {
-                slice::from_raw_parts(tensor.data_ptr().cast::<f32>().cast_const(), length)
-            };
-            let target = |tensor: &Tensor| {
-                slice::from_raw_parts_mut(tensor.data_ptr().cast::<f32>(), length)
-            };
-            (
-                [source(p), source(m), source(v), source(self.gradients)],
-                [target(p_next), target(m_next), target(v_next)],
-            )
+        let part = |tensor: &Tensor| tensor.f_narrow(0, start as i64, length as i64);
+        let gradients = part(self.gradients)?;
+        let [mut parameters, mut exp_avg, mut exp_avg_sq] = {
+            let [p, m, v] = &self.to;
+            [part(p)?, part(m)?, part(v)?]
         };
-        Ok(pass(&terms, from, to).measure())
+        let [p, m, v] = self.from;
+        parameters.f_copy_(&part(p)?)?;
+        exp_avg.f_copy_(&part(m)?)?;
+        exp_avg_sq.f_copy_(&part(v)?)?;
+        FusedAdam {
+            parameters: &mut parameters,
+            gradients: &gradients,
+            exp_avg: &mut exp_avg,
+            exp_avg_sq: &mut exp_avg_sq,
+            count: self.count,
+            learning_rate: self.learning_rate,
+            beta1: self.beta1,
+            beta2: self.beta2,
+            epsilon: self.epsilon,
+        }
+        .apply()?;
+        let mut values = vec![0.0; length];
+        gradients.f_copy_data(&mut values, length)?;
+        Ok(values)
     }
 }
 
 /// What libtorch makes of the settings before it turns to the elements.
 struct Terms {
-    /// The first moment goes from `base` by this share of the way to the gradient: it is the moment
-    /// itself, or beyond half of the way the gradient, and then the share is negative.
+    /// The first moment goes from a base by this share of the way from it to the gradient. The base
+    /// is the moment, or beyond half of the way the gradient, and then the share is negative.
     from_gradient: bool,
     share: f32,
     beta2: f32,
@@ -113,10 +165,10 @@ struct Terms {
 }
 
 impl Terms {
-    fn new(pass: &AdamPass<'_>) -> Self {
+    fn new(pass: &AdamPass<'_>, count: f64) -> Self {
         let weight = (1.0 - pass.beta1) as f32;
         let from_gradient = weight.abs() >= 0.5;
-        let correction = |beta: f64| 1.0 - beta.powf(pass.count);
+        let correction = |beta: f64| 1.0 - beta.powf(count);
         Self {
             from_gradient,
             share: if from_gradient { weight - 1.0 } else { weight },
@@ -159,7 +211,7 @@ impl Lanes {
     }
 }
 
-/// The norm of a gradient and how many of its elements are not finite: the figures do not depend on
+/// The norm of a gradient and how many of its elements are not finite: the figures don't depend on
 /// threads or workers.
 pub fn measure(gradient: &[f32]) -> Measure {
     let mut lanes = Lanes::default();
@@ -172,23 +224,115 @@ pub fn measure(gradient: &[f32]) -> Measure {
 /// Elements that are measured and used while they are in the L1 cache: whole lanes.
 const BLOCK: usize = 1024;
 
-fn pass(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
+/// Elements of the widest register that libtorch has kernels for.
+const REGISTER: usize = 16;
+
+/// Which products and sums are fused, and rounded once.
+type Fused = u8;
+const NONE: Fused = 0;
+/// In the first moment; in the second one the gradient's square.
+const SQUARE: Fused = 1;
+/// In the first moment; in the second one what is left of it.
+const DECAY: Fused = 2;
+
+/// Which are in libtorch's kernel on this processor. Nothing, if it has other bits than all of them.
+fn fused() -> Option<Fused> {
+    static FOUND: OnceLock<Option<Fused>> = OnceLock::new();
+    *FOUND.get_or_init(|| {
+        let found = if can_fuse() {
+            [SQUARE, DECAY, NONE]
+                .into_iter()
+                .find(|guess| has_its_bits(*guess))
+        } else {
+            Some(NONE).filter(|guess| has_its_bits(*guess))
+        };
+        if found.is_none() {
+            tracing::debug!("libtorch's Adam has bits of its own here; states are copied for it");
+        }
+        found
+    })
+}
+
+/// Tries a guess on numbers of many sizes.
+fn has_its_bits(guess: Fused) -> bool {
+    let length = 4 * BLOCK;
+    let values = |seed: usize, scale: f32| -> Vec<f32> {
+        let value = |i: usize| ((i * 7919 + seed) as f32 * 0.37).sin();
+        let value = |i: usize| value(i) * scale * 10f32.powi((i % 7) as i32 - 3);
+        (0..length).map(value).collect()
+    };
+    let square = values(3, 0.01).into_iter().map(f32::abs).collect();
+    let from = [values(1, 1.0), values(2, 0.1), square];
+    let gradient = values(4, 0.3);
+    [0.5, 0.9].into_iter().all(|beta1| {
+        let tensors = from.each_ref().map(|values| Tensor::from_slice(values));
+        let mut to = from.each_ref().map(|values| Tensor::from_slice(values));
+        let (gradients, count) = (Tensor::from_slice(&gradient), Tensor::from(7f32));
+        let mut whole = AdamPass {
+            from: tensors.each_ref(),
+            to: to.each_mut(),
+            gradients: &gradients,
+            count: &count,
+            learning_rate: 2e-4,
+            beta1,
+            beta2: 0.999,
+            epsilon: 1e-8,
+        };
+        let terms = Terms::new(&whole, 7.0);
+        if whole.apply_by_libtorch(0).is_err() {
+            return false;
+        }
+        let mut found = from.clone();
+        let [p, m, v] = from.each_ref().map(Vec::as_slice);
+        let places = found.each_mut().map(Vec::as_mut_slice);
+        pass(guess, &terms, [p, m, v, &gradient], places);
+        let bits = |values: &[f32]| {
+            values
+                .iter()
+                .map(|value| value.to_bits())
+                .collect::<Vec<_>>()
+        };
+        to.iter().zip(&found).all(|(expected, found)| {
+            let expected = Vec::<f32>::try_from(expected).unwrap_or_default();
+            bits(&expected) == bits(found)
+        })
+    })
+}
+
+fn can_fuse() -> bool {
     #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+    let can = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+    #[cfg(not(target_arch = "x86_64"))]
+    let can = cfg!(target_arch = "aarch64");
+    can
+}
+
+fn pass(fused: Fused, terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
+    #[cfg(target_arch = "x86_64")]
+    if can_fuse() {
         // SAFETY: the processor has the instructions that it is compiled for.
-        return unsafe { pass_with_fma(terms, from, to) };
+        return unsafe { pass_with_fma(fused, terms, from, to) };
     }
-    blocks::<{ cfg!(target_arch = "aarch64") }>(terms, from, to)
+    choose(fused, terms, from, to)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn pass_with_fma(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
-    blocks::<true>(terms, from, to)
+fn pass_with_fma(fused: Fused, terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
+    choose(fused, terms, from, to)
 }
 
 #[inline(always)]
-fn blocks<const FUSED: bool>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
+fn choose(fused: Fused, terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
+    match fused {
+        SQUARE => blocks::<SQUARE>(terms, from, to),
+        DECAY => blocks::<DECAY>(terms, from, to),
+        _ => blocks::<NONE>(terms, from, to),
+    }
+}
+
+#[inline(always)]
+fn blocks<const FUSED: Fused>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) -> Lanes {
     let mut lanes = Lanes::default();
     let [p, m, v, g] = from;
     let [p_next, m_next, v_next] = to;
@@ -202,11 +346,13 @@ fn blocks<const FUSED: bool>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 
     lanes
 }
 
-/// As ATen/native/cpu/FusedAdamKernel.cpp has it, `FUSED` where its compiler fuses a product and a
-/// sum: everywhere but on processors that can't.
+/// As ATen/native/cpu/FusedAdamKernel.cpp has it.
 #[inline(always)]
-fn elements<const FUSED: bool>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) {
-    let add = |a: f32, b: f32, c: f32| if FUSED { a.mul_add(b, c) } else { a * b + c };
+fn elements<const FUSED: Fused>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]; 3]) {
+    let add = |a: f32, b: f32, c: f32| match FUSED {
+        NONE => a * b + c,
+        _ => a.mul_add(b, c),
+    };
     let [p, m, v, g] = from;
     let [p_next, m_next, v_next] = to;
     let n = g.len();
@@ -215,7 +361,11 @@ fn elements<const FUSED: bool>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]
     for i in 0..n {
         let base = if terms.from_gradient { g[i] } else { m[i] };
         let mean = add(terms.share, g[i] - m[i], base);
-        let square = add(terms.square_share * g[i], g[i], v[i] * terms.beta2);
+        let part = terms.square_share * g[i];
+        let square = match FUSED {
+            DECAY => add(v[i], terms.beta2, part * g[i]),
+            _ => add(part, g[i], v[i] * terms.beta2),
+        };
         let denominator = square.sqrt() / terms.square_correction + terms.epsilon;
         p_next[i] = p[i] + terms.rate * mean / denominator;
         m_next[i] = mean;
@@ -225,7 +375,6 @@ fn elements<const FUSED: bool>(terms: &Terms, from: [&[f32]; 4], to: [&mut [f32]
 
 #[cfg(test)]
 mod tests {
-    use super::super::FusedAdam;
     use super::*;
 
     fn vector(length: usize, scale: f32) -> Tensor {
@@ -243,6 +392,7 @@ mod tests {
                 vector(length, 0.01).abs(),
             ];
             let gradients = vector(length, 0.3).flip([0]);
+            let count = Tensor::from(count as f32);
             let mut expected = from.each_ref().map(Tensor::copy);
             let [parameters, exp_avg, exp_avg_sq] = &mut expected;
             FusedAdam {
@@ -250,7 +400,7 @@ mod tests {
                 gradients: &gradients,
                 exp_avg,
                 exp_avg_sq,
-                count: &Tensor::from(count as f32),
+                count: &count,
                 learning_rate: 2e-4,
                 beta1,
                 beta2: 0.999,
@@ -264,7 +414,7 @@ mod tests {
                 from: from.each_ref(),
                 to: to.each_mut(),
                 gradients: &gradients,
-                count,
+                count: &count,
                 learning_rate: 2e-4,
                 beta1,
                 beta2: 0.999,
@@ -306,7 +456,7 @@ mod tests {
                 from: [from, &a, &a],
                 to: [&mut to, &mut m, &mut v],
                 gradients: &g,
-                count: 1.0,
+                count: &Tensor::from(1f32),
                 learning_rate: 1e-3,
                 beta1: 0.5,
                 beta2: 0.999,

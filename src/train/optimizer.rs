@@ -22,7 +22,7 @@ pub(super) fn update(
             from: [&from.parameters, &from.exp_avg, &from.exp_avg_sq],
             to: [&mut to.parameters, &mut to.exp_avg, &mut to.exp_avg_sq],
             gradients,
-            count: count.f_double_value(&[])?,
+            count,
             learning_rate: settings.learning_rate,
             beta1: settings.beta1,
             beta2: settings.beta2,

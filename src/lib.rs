@@ -23,7 +23,7 @@
 //! | `objective` | the games: what the two networks minimise |
 //! | `regularise` | what is added to a game: penalties on D's slope, noise, augmentation, packing |
 //! | `train` | one step of all hosted replicas, in host memory or on a device; the state and how it changes |
-//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, NCCL, in process; in-band flags |
+//! | [`collective`] | the exact all-reduce: tree (PURE), TCP, memory of one host, NCCL, in process; in-band flags |
 //! | `nccl` | the binding to NCCL: a table of its functions, loaded at run time, and a safe communicator |
 //! | `torch` | what tch lacks: a C++ shim and its safe face; streams; CUDA graphs, a plug-in |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
@@ -43,7 +43,7 @@
 //! `objective`, `regularise`, `data`, `checkpoint` → `plan`, `config`; and `collective` → `nccl` → `torch`.
 //! `coordinator` and `worker` never use each other. PURE rooms use no tokio, tonic or tch and read no
 //! clock: time comes in as an argument, decisions go out as values. `unsafe` lives in `torch` and
-//! `nccl`, but for one memory map in `data`.
+//! `nccl`, but for two memory maps: one in `data`, one in `collective`.
 //!
 //! # Features
 //!

@@ -91,6 +91,24 @@ fn workers_that_are_started_elsewhere_compute_the_same_bits() {
 }
 
 #[test]
+fn sums_through_shared_memory_and_through_connections_are_the_same_bits() {
+    const SAID: &str = "sums go through memory shared";
+    let place = Place::new();
+    let run = |name: &str, shared: bool| {
+        let set = format!("workers.shared_memory={shared}");
+        let found = digests(&place, name, &["--workers", "3", "--set", &set]);
+        for worker in 0..3 {
+            let log = place.run_dir(name).join(format!("worker-{worker}.log"));
+            let log = std::fs::read_to_string(log).expect("a worker's log");
+            let expected = shared && cfg!(target_os = "linux");
+            assert_eq!(log.contains(SAID), expected, "{log}");
+        }
+        found
+    };
+    assert_eq!(run("shared", true), run("connected", false));
+}
+
+#[test]
 fn a_resumed_job_continues_bit_for_bit() {
     let place = Place::new();
     let straight = digests(&place, "straight", &["--workers", "2"]);

@@ -338,6 +338,10 @@ pub struct Workers {
     /// Whether a GPU is handed a step as one CUDA graph rather than kernel by kernel. No bit depends
     /// on it. Default `true`.
     pub cuda_graphs: bool,
+    /// Whether workers of one host that reduce in host memory, as those on CPUs do, send each other
+    /// their sums through memory that both map; if not, or if they can't, through a loopback
+    /// connection. No bit depends on it. Default `true`.
+    pub shared_memory: bool,
 }
 
 /// `[checkpoint]`
@@ -440,6 +444,7 @@ impl Default for Workers {
             max: 0,
             threads: 1,
             cuda_graphs: true,
+            shared_memory: true,
         }
     }
 }

@@ -91,6 +91,7 @@ const FREE_KEYS: &[&str] = &[
     "workers.min",
     "workers.max",
     "workers.cuda_graphs",
+    "workers.shared_memory",
 ];
 
 fn is_free_section(key: &str) -> bool {
@@ -143,6 +144,7 @@ mod tests {
             "data.shard_folder=elsewhere",
             "data.cache=device",
             "workers.cuda_graphs=false",
+            "workers.shared_memory=false",
         ] {
             assert_eq!(read(&[free]).state_keys(), base, "{free}");
         }

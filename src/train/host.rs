@@ -3,13 +3,13 @@
 use super::error::Attempt;
 use super::hosted::slices;
 use super::step::Weights;
-use super::{StepReport, TrainError, Trainer, now, optimizer, update};
+use super::{StepReport, TrainError, Trainer, now, update};
 use crate::collective::{Collective, Flags};
 use crate::config::Update;
 use crate::data::Batch;
 use crate::ids::Step;
 use crate::model::Player;
-use crate::torch;
+use crate::torch::{self, Measure};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -116,43 +116,43 @@ impl Trainer {
     }
 
     /// Makes a network's next state from the mean of its vectors, in the update of the step that has
-    /// this number, and [measures](optimizer::measure) the gradient.
-    fn update(&mut self, player: Player, number: u32) -> Result<(f64, u64), TrainError> {
+    /// this number, and measures the gradient.
+    fn update(&mut self, player: Player, number: u32) -> Result<Measure, TrainError> {
         let work = update::Update {
             game: &self.game,
             number,
             count: &self.pace.counts[player.number() as usize][number as usize],
         };
-        let (gradients, mean) = match player {
+        let (gradients, mean, measured) = match player {
             Player::Discriminator => {
                 let mean = self.discriminator_mean.lend();
                 let settings = self.job.optimizer.discriminator();
-                work.discriminator(
+                let measured = work.discriminator(
                     &self.state.discriminator,
                     &mut self.next_discriminator,
                     &mean,
                     settings,
                 )?;
                 let gradients = &self.game.discriminator_layout.gradients;
-                (gradients, &mut self.discriminator_mean)
+                (gradients, &mut self.discriminator_mean, measured)
             }
             Player::Generator => {
                 let mean = self.generator_mean.lend();
                 let settings = self.job.optimizer.generator();
-                work.generator(
+                let measured = work.generator(
                     &self.state.generator,
                     [&mut self.next_generator, &mut self.next_discriminator],
                     &mean,
                     settings,
                 )?;
-                (
-                    &self.game.generator_layout.gradients,
-                    &mut self.generator_mean,
-                )
+                let gradients = &self.game.generator_layout.gradients;
+                (gradients, &mut self.generator_mean, measured)
             }
         };
-        let mean = mean.host().as_slice()?;
-        Ok(optimizer::measure(&mean[gradients.clone()]))
+        Ok(match measured {
+            Some(measured) => measured,
+            None => torch::measure(&mean.host().as_slice()?[gradients.clone()]),
+        })
     }
 
     /// Reads the means of the last updates.
@@ -189,12 +189,12 @@ struct Gradients {
 }
 
 impl Gradients {
-    fn add(&mut self, player: Player, (norm, nonfinite): (f64, u64)) {
+    fn add(&mut self, player: Player, seen: Measure) {
         match player {
-            Player::Discriminator => self.norm_d = norm,
-            Player::Generator => self.norm_g = norm,
+            Player::Discriminator => self.norm_d = seen.norm,
+            Player::Generator => self.norm_g = seen.norm,
         }
-        self.nonfinite += nonfinite;
+        self.nonfinite += seen.nonfinite;
     }
 }
 

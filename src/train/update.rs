@@ -8,7 +8,7 @@ use super::optimizer;
 use super::state::PlayerState;
 use super::step::Game;
 use crate::config::Adam;
-use crate::torch::TorchError;
+use crate::torch::{Measure, TorchError};
 use tch::Tensor;
 
 /// What an update has, beside what it works on.
@@ -22,14 +22,14 @@ pub(super) struct Update<'a> {
 }
 
 impl Update<'_> {
-    /// D's.
+    /// D's, and what was [seen](optimizer::update) of its gradient.
     pub(super) fn discriminator(
         &self,
         from: &PlayerState,
         to: &mut PlayerState,
         mean: &Tensor,
         settings: Adam,
-    ) -> Result<(), TorchError> {
+    ) -> Result<Option<Measure>, TorchError> {
         let game = self.game;
         let from = match self.number {
             0 => from.share(),
@@ -42,14 +42,14 @@ impl Update<'_> {
         optimizer::update(&from, to, &gradient, settings, self.count)
     }
 
-    /// G's. D's running statistics follow its look at G's fakes.
+    /// G's, likewise. D's running statistics follow its look at G's fakes.
     pub(super) fn generator(
         &self,
         from: &PlayerState,
         [to, judge]: [&mut PlayerState; 2],
         mean: &Tensor,
         settings: Adam,
-    ) -> Result<(), TorchError> {
+    ) -> Result<Option<Measure>, TorchError> {
         let game = self.game;
         let from = match self.number {
             0 => from.share(),

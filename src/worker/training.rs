@@ -265,11 +265,11 @@ impl Training {
             connect: deadlines.form,
             collective: deadlines.collective,
         };
-        let reduction = self.tools.enrolment.job.train.reduction;
+        let job = &self.tools.enrolment.job;
         let listener = &self.tools.listener;
         let mut collective = self
             .transport
-            .connect(listener, group, reduction, deadlines, &abort)?;
+            .connect(listener, group, job, deadlines, &abort)?;
         forming.connect = heard_at.elapsed().saturating_sub(forming.abort);
         self.tools.pulse.begin(generation, hosted.len() as u32);
         let went = Seat {

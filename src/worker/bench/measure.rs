@@ -164,9 +164,8 @@ fn alone(
         connect: job.deadlines.form,
         collective: job.deadlines.collective,
     };
-    let (reduction, abort) = (job.train.reduction, Abort::new());
     let mut transport = Transport::of(device);
-    Ok(transport.connect(listener, &group, reduction, deadlines, &abort)?)
+    Ok(transport.connect(listener, &group, job, deadlines, &Abort::new())?)
 }
 
 /// Where batches come from.

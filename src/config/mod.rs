@@ -445,6 +445,13 @@ spelled! {
 }
 
 impl Job {
+    /// Shape of a sample as it is packed: channels, rows, columns. Images are `data.reduce` times as
+    /// large as the networks'.
+    pub fn packed_shape(&self) -> [u32; 3] {
+        let [channels, high, wide] = self.model.sample_shape();
+        [channels, high * self.data.reduce, wide * self.data.reduce]
+    }
+
     /// Samples a step over all replicas: R·b.
     pub fn global_batch(&self) -> u64 {
         u64::from(self.train.replicas) * u64::from(self.train.batch)

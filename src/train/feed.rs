@@ -181,6 +181,7 @@ impl Feed {
                     latents: part(&self.latents)?,
                     labels: self.labels.as_ref().map(part).transpose()?,
                     noise: self.noise.as_ref().map(part).transpose()?,
+                    coarse: None,
                 })
             })
             .collect()

@@ -94,10 +94,59 @@ impl Sampler {
     /// # Errors
     /// As [`values`](Self::values).
     pub fn sample_of(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<u8>, TrainError> {
-        // As libtorch rounds: halves to even.
-        let byte = |value: f32| ((value + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8;
         let values = self.values(latents, labels)?;
         Ok(values.into_iter().map(byte).collect())
+    }
+
+    /// What a level of a pyramid makes of these coarser images, one a latent: images of twice their
+    /// side.
+    ///
+    /// # Shapes
+    /// `[latents.count(), c, s/2, s/2]` to `[latents.count(), c, s, s]`, about -1 … 1.
+    ///
+    /// # Errors
+    /// As [`values`](Self::values), and [`TrainError::Coarse`] for coarser images that are too few or
+    /// not of half the side, or if the generator is no level of a pyramid.
+    pub fn refine(
+        &self,
+        coarse: &[f32],
+        latents: &Latents,
+        labels: &[u32],
+    ) -> Result<Vec<f32>, TrainError> {
+        self.make(Some(coarse), latents, labels)
+    }
+
+    /// The generator's `[model]`.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Whether the generator is a level of a pyramid: it [refines](Self::refine) images.
+    pub fn refines(&self) -> bool {
+        self.model.pyramid
+    }
+
+    /// Numbers of a coarser image.
+    fn coarse_len(&self) -> usize {
+        let [channels, high, wide] = self.model.sample_shape().map(|side| side as usize);
+        channels * (high / 2) * (wide / 2)
+    }
+
+    fn check_coarse(&self, coarse: Option<&[f32]>, count: usize) -> Result<(), TrainError> {
+        let wrong = |detail: String| Err(TrainError::Coarse { detail });
+        let side = self.model.image_size / 2;
+        match (self.model.pyramid, coarse) {
+            (true, None) => wrong(format!(
+                "the generator is a level of a pyramid, and refines images of {side}×{side} pixels: it \
+                 needs some"
+            )),
+            (false, Some(_)) => wrong("the generator is no level of a pyramid".to_owned()),
+            (true, Some(coarse)) if coarse.len() != count * self.coarse_len() => wrong(format!(
+                "{} numbers for {count} images of {side}×{side} pixels",
+                coarse.len()
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The labels 0, 1, 2 … `model.classes` - 1, 0, 1 …; zeros, if the generator isn't conditional.
@@ -116,6 +165,15 @@ impl Sampler {
     /// [`TrainError::Latents`] for latents of another size, [`TrainError::Labels`] for labels that
     /// are too few or that there aren't, or [`TrainError::Torch`].
     pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
+        self.make(None, latents, labels)
+    }
+
+    fn make(
+        &self,
+        coarse: Option<&[f32]>,
+        latents: &Latents,
+        labels: &[u32],
+    ) -> Result<Vec<f32>, TrainError> {
         let size = self.model.latent as usize;
         if latents.size() != size {
             return Err(TrainError::Latents {
@@ -124,10 +182,13 @@ impl Sampler {
             });
         }
         self.check_labels(latents.count(), labels)?;
+        self.check_coarse(coarse, latents.count())?;
+        let mut coarse = coarse.map(|coarse| coarse.chunks(CHUNK * self.coarse_len()));
         let mut values = Vec::new();
         let mut labels = labels.chunks(CHUNK);
         for latents in latents.values().chunks(CHUNK * size) {
-            let made = self.chunk(latents, labels.next().unwrap_or_default())?;
+            let coarse = coarse.as_mut().and_then(Iterator::next);
+            let made = self.chunk(coarse, latents, labels.next().unwrap_or_default())?;
             let old = values.len();
             values.resize(old + made.numel(), 0.0);
             made.f_copy_data(&mut values[old..], made.numel())
@@ -153,7 +214,12 @@ impl Sampler {
     }
 
     /// At most [`CHUNK`] samples, in host memory.
-    fn chunk(&self, latents: &[f32], labels: &[u32]) -> Result<Tensor, TrainError> {
+    fn chunk(
+        &self,
+        coarse: Option<&[f32]>,
+        latents: &[f32],
+        labels: &[u32],
+    ) -> Result<Tensor, TrainError> {
         let size = self.model.latent as usize;
         let count = latents.len() / size;
         let mut padded = vec![0.0; CHUNK * size];
@@ -173,10 +239,12 @@ impl Sampler {
             let noise = noise
                 .map(|noise| place(noise, &[CHUNK as i64, -1]))
                 .transpose()?;
+            let coarse = coarse.map(|coarse| self.coarse(coarse)).transpose()?;
             let input = Input {
                 x: &z,
                 labels: Some(&labels),
                 noise: noise.as_ref(),
+                coarse: coarse.as_ref(),
             };
             let values = Values {
                 parameters: &self.parameters,
@@ -190,6 +258,17 @@ impl Sampler {
                 .f_contiguous()?)
         });
         Ok(drawn?)
+    }
+
+    /// Coarser images, filled up to [`CHUNK`].
+    fn coarse(&self, images: &[f32]) -> Result<Tensor, TorchError> {
+        let mut padded = vec![0.0; CHUNK * self.coarse_len()];
+        padded[..images.len()].copy_from_slice(images);
+        let [channels, high, wide] = self.model.sample_shape().map(i64::from);
+        let shape = [CHUNK as i64, channels, high / 2, wide / 2];
+        Ok(Tensor::f_from_slice(&padded)?
+            .f_view(shape)?
+            .f_to_device(self.device)?)
     }
 
     /// Hidden noise for these latents, filled up to [`CHUNK`]: of each, a function of the latent, so
@@ -208,4 +287,9 @@ impl Sampler {
         }
         Ok(Some(Tensor::f_from_slice(&noise)?))
     }
+}
+
+/// A value of an image, -1 … 1, as 0 … 255, rounded as libtorch does: halves to even.
+pub(super) fn byte(value: f32) -> u8 {
+    ((value + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8
 }

@@ -2,10 +2,11 @@
 
 use super::bench::Bench;
 use super::devices::Devices;
-use super::{Options, WorkerError};
+use super::{Options, WorkerError, drawing};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
-use crate::sample::{self, Images};
+use crate::ids::Step;
+use crate::sample;
 use crate::session::Exit;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
@@ -14,7 +15,7 @@ use crate::train::Sampler;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -96,6 +97,12 @@ struct Sample {
     /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
     #[arg(long)]
     no_ema: bool,
+    /// Images of this label alone, by a generator that is told of labels [default: a row of each].
+    #[arg(long, value_name = "LABEL")]
+    class: Option<u32>,
+    /// The checkpoint of a coarser level, whose images this one refines; the coarsest first.
+    #[arg(long, value_name = "CHECKPOINT")]
+    coarser: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -232,27 +239,17 @@ fn determined_cublas() -> std::io::Result<()> {
 
 impl Sample {
     fn run(self) -> Result<ExitCode, Failure> {
-        let manifest = checkpoint::read_manifest(&self.checkpoint).map_err(Failure::failed)?;
-        let averaged = manifest.ema && !self.no_ema;
-        let file = if averaged {
-            "generator_ema"
-        } else {
-            "generator"
-        };
-        let (manifest, tensors) =
-            checkpoint::read_file(&self.checkpoint, file).map_err(Failure::failed)?;
         crate::torch::set_threads(1); // The same picture on any machine of a kind.
-        let sampler =
-            Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(Failure::failed)?;
-        let pixels = sampler
-            .draw(self.seed, self.count as usize)
-            .map_err(Failure::failed)?;
+        let mut levels = Vec::new();
+        for checkpoint in &self.coarser {
+            levels.push(self.level(checkpoint)?.0);
+        }
+        let (finest, step, averaged) = self.level(&self.checkpoint)?;
+        drawing::check_class(&finest, self.class)?;
         let columns = (1..).find(|c| c * c >= self.count).unwrap_or(1);
-        let images = Images {
-            channels: manifest.model.channels,
-            size: manifest.model.image_size,
-            pixels,
-        };
+        let labels = drawing::labels(&finest, self.class, self.count, columns);
+        levels.push(finest);
+        let images = drawing::draw(levels, self.seed, &labels).map_err(Failure::failed)?;
         sample::write_png(&self.out, &images, columns).map_err(Failure::failed)?;
         let weights = if averaged {
             "averaged weights"
@@ -260,12 +257,26 @@ impl Sample {
             "newest weights"
         };
         print(&format!(
-            "{}: {} images of step {}, {weights}, seed {}\n",
+            "{}: {} images of step {step}, {weights}, seed {}\n",
             self.out.display(),
             self.count,
-            manifest.step,
             self.seed
         ))
+    }
+
+    /// A checkpoint's generator, its step, and whether its weights are averaged.
+    fn level(&self, folder: &Path) -> Result<(Sampler, Step, bool), Failure> {
+        let manifest = checkpoint::read_manifest(folder).map_err(Failure::failed)?;
+        let averaged = manifest.ema && !self.no_ema;
+        let file = if averaged {
+            "generator_ema"
+        } else {
+            "generator"
+        };
+        let (manifest, tensors) = checkpoint::read_file(folder, file).map_err(Failure::failed)?;
+        let sampler =
+            Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(Failure::failed)?;
+        Ok((sampler, manifest.step, averaged))
     }
 }
 

@@ -12,6 +12,7 @@ mod bench;
 pub mod cli;
 mod client;
 mod devices;
+mod drawing;
 mod failure;
 mod hearing;
 mod history;

@@ -21,6 +21,7 @@
 //! | `worker` | drives `session`: gRPC client, training thread, command line |
 //! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
 //! | `objective` | the games: what the two networks minimise |
+//! | `regularise` | what is added to a game: penalties on D's slope, noise, augmentation, packing |
 //! | `train` | one step of all hosted replicas, in host memory or on a device; the state and how it changes |
 //! | [`collective`] | the exact all-reduce: tree (PURE), TCP, NCCL, in process; in-band flags |
 //! | `nccl` | the binding to NCCL: a table of its functions, loaded at run time, and a safe communicator |
@@ -35,7 +36,7 @@
 //! | `faults`, `simulation` | tests: places to die at; the two machines in seeded schedules on a virtual clock |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
-//! `objective`, `data`, `checkpoint` → `plan`, `config`; and `collective` → `nccl` → `torch`.
+//! `objective`, `regularise`, `data`, `checkpoint` → `plan`, `config`; and `collective` → `nccl` → `torch`.
 //! `coordinator` and `worker` never use each other. PURE rooms use no tokio, tonic or tch and read no
 //! clock: time comes in as an argument, decisions go out as values. `unsafe` lives in `torch` and
 //! `nccl`, but for one memory map in `data`.
@@ -62,6 +63,8 @@ pub mod objective;
 pub mod plan;
 pub mod proto;
 pub mod random;
+#[cfg(feature = "torch")]
+pub mod regularise;
 pub mod sample;
 pub mod session;
 pub mod signals;

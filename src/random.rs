@@ -31,6 +31,8 @@ pub enum Domain {
     Epoch,
     /// The order of the samples in a span: seed, epoch, shard.
     Span,
+    /// What regularisers do to images: seed, step, replica, round, use.
+    Chance,
 }
 
 impl Domain {
@@ -46,6 +48,7 @@ impl Domain {
             Domain::Packing => b"packing",
             Domain::Epoch => b"epoch",
             Domain::Span => b"span",
+            Domain::Chance => b"chance",
         }
     }
 }
@@ -119,6 +122,12 @@ impl Stream {
         }
     }
 
+    /// A uniform number in 0 ≤ x < 1, a multiple of 2⁻²⁴: exact in single precision.
+    pub fn uniform(&mut self) -> f32 {
+        const STEPS: u64 = 1 << 24;
+        self.below(STEPS) as f32 / STEPS as f32
+    }
+
     /// Shuffles `items` uniformly (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
@@ -185,6 +194,16 @@ mod tests {
         for (found, expected) in moments.into_iter().zip([0.0, 1.0, 0.0, 3.0]) {
             assert!((found - expected).abs() < 0.06, "{moments:?}");
         }
+    }
+
+    #[test]
+    fn uniform_numbers_are_below_one_and_everywhere() {
+        let mut stream = Key::new(Domain::Chance, &[0]).stream();
+        let draws: Vec<f32> = (0..10_000).map(|_| stream.uniform()).collect();
+        assert!(draws.iter().all(|x| (0.0..1.0).contains(x)));
+        let mean = draws.iter().sum::<f32>() / 10_000.0;
+        assert!((mean - 0.5).abs() < 0.02, "{mean}");
+        assert!(draws.iter().any(|x| *x < 0.001) && draws.iter().any(|x| *x > 0.999));
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod data;
 mod durations;
 mod load;
 mod model;
+mod regularise;
 mod state_keys;
 mod validate;
 
@@ -16,6 +17,7 @@ pub use load::{ConfigError, Override, load, parse};
 pub use model::{
     BatchNorm, Conditional, Distribution, Family, HiddenNoise, LatentInput, Model, Normalisation,
 };
+pub use regularise::{Augmentation, Regularise};
 pub use state_keys::{KeyDifference, StateKeys, differences};
 
 use serde::{Deserialize, Serialize};
@@ -35,6 +37,9 @@ pub struct Job {
     pub model: Model,
     /// Its game, its length and its global batch.
     pub train: Train,
+    /// What is added to the game so that it trains well.
+    #[serde(default, skip_serializing_if = "Regularise::is_default")]
+    pub regularise: Regularise,
     /// Adam, for each network.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -78,9 +83,22 @@ pub struct Train {
     /// Logical data-parallel workers, R. The most processes that can share the job. Default 8.
     #[serde(default = "defaults::replicas")]
     pub replicas: u32,
-    /// Samples a replica and step, b; the global batch is R·b. Default 16.
+    /// Samples a replica and update, b. Default 16.
     #[serde(default = "defaults::batch")]
     pub batch: u32,
+    /// Samples that D sees at a time, all real or all fake, m: PacGAN's packing (Lin et al. 2018),
+    /// which shows D a lack of variety. D has m times the channels, and `batch` is a multiple of m.
+    /// Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub packing: u32,
+    /// D's updates in a step, each with real samples and latents of its own, so that a step reads
+    /// R·b·k samples. Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub discriminator_steps: u32,
+    /// G's updates in a step, after D's: the first with the fakes of D's last, and each other with
+    /// latents of its own. Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub generator_steps: u32,
     /// Length of the job in steps, 1 to 2^40. Exactly one of `steps` and `epochs` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
@@ -108,8 +126,8 @@ pub struct Train {
     pub ema_decay: f64,
 }
 
-/// What the two players minimise; the equations are those of Goodfellow's tutorial
-/// (arXiv 1701.00160). D's cost is equation 8 in all three.
+/// What the two players minimise. `minimax`, `non-saturating` and `maximum-likelihood` are those of
+/// Goodfellow's tutorial (arXiv 1701.00160), and share D's cost, equation 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
@@ -120,6 +138,54 @@ pub enum Objective {
     NonSaturating,
     /// Equation 14: G minimises KL(data ‖ model) when D is optimal.
     MaximumLikelihood,
+    /// D is regressed on labels 1 and 0 (Mao et al. 2017).
+    LeastSquares,
+    /// D classifies with a margin (Lim and Ye 2017).
+    Hinge,
+    /// D is a critic (Arjovsky et al. 2017), held 1-Lipschitz by a gradient penalty (Gulrajani et
+    /// al. 2017) unless `regularise.gradient_penalty` says otherwise.
+    Wasserstein,
+    /// D tells real image i from fake i (Jolicoeur-Martineau 2018).
+    Relativistic,
+    /// f-GAN (Nowozin et al. 2016): KL(data ‖ model).
+    FKl,
+    /// f-GAN: KL(model ‖ data).
+    FReverseKl,
+    /// f-GAN: Pearson's χ².
+    FPearson,
+    /// f-GAN: the squared Hellinger distance.
+    FHellinger,
+    /// f-GAN: the Jensen-Shannon divergence.
+    FJs,
+    /// f-GAN: the GAN's own, which is minimax in other words.
+    FGan,
+}
+
+impl Objective {
+    /// All games.
+    pub const ALL: [Self; 13] = [
+        Self::Minimax,
+        Self::NonSaturating,
+        Self::MaximumLikelihood,
+        Self::LeastSquares,
+        Self::Hinge,
+        Self::Wasserstein,
+        Self::Relativistic,
+        Self::FKl,
+        Self::FReverseKl,
+        Self::FPearson,
+        Self::FHellinger,
+        Self::FJs,
+        Self::FGan,
+    ];
+
+    /// Whether D learns labels, which may be smoothed.
+    pub fn has_labels(self) -> bool {
+        matches!(
+            self,
+            Self::Minimax | Self::NonSaturating | Self::MaximumLikelihood | Self::LeastSquares
+        )
+    }
 }
 
 /// The order of the two players' updates.
@@ -323,7 +389,14 @@ pub struct Deadlines {
     pub checkpoint: Duration,
 }
 
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 mod defaults {
+    pub(super) fn one() -> u32 {
+        1
+    }
     pub(super) fn replicas() -> u32 {
         8
     }
@@ -410,6 +483,16 @@ spelled! {
         Minimax => "minimax",
         NonSaturating => "non-saturating",
         MaximumLikelihood => "maximum-likelihood",
+        LeastSquares => "least-squares",
+        Hinge => "hinge",
+        Wasserstein => "wasserstein",
+        Relativistic => "relativistic",
+        FKl => "f-kl",
+        FReverseKl => "f-reverse-kl",
+        FPearson => "f-pearson",
+        FHellinger => "f-hellinger",
+        FJs => "f-js",
+        FGan => "f-gan",
     }
     Update {
         Alternating => "alternating",
@@ -452,9 +535,19 @@ impl Job {
         [channels, high * self.data.reduce, wide * self.data.reduce]
     }
 
-    /// Samples a step over all replicas: R·b.
-    pub fn global_batch(&self) -> u64 {
+    /// Samples that one replica reads in a step: b for each of D's updates.
+    pub fn replica_samples(&self) -> u32 {
+        self.train.batch * self.train.discriminator_steps
+    }
+
+    /// Samples an update over all replicas: R·b.
+    pub fn minibatch(&self) -> u64 {
         u64::from(self.train.replicas) * u64::from(self.train.batch)
+    }
+
+    /// Samples a step over all replicas: R·b·k.
+    pub fn global_batch(&self) -> u64 {
+        u64::from(self.train.replicas) * u64::from(self.replica_samples())
     }
 
     /// The length of the job in steps, for a data set with `steps_per_epoch` of them a pass.

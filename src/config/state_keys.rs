@@ -56,6 +56,12 @@ impl Job {
             keys.retain(|key, _| !key.starts_with(&format!("optimizer.{adam}.")));
         }
         keys.retain(|key, _| !FREE_KEYS.contains(&key.as_str()) && !is_free_section(key));
+        // Said or not, the same penalty is the same job.
+        const PENALTY: &str = "regularise.gradient_penalty";
+        match self.gradient_penalty() {
+            0.0 => keys.remove(PENALTY),
+            lambda => keys.insert(PENALTY.to_owned(), lambda.into()),
+        };
         for (network, adam) in [
             ("generator", self.optimizer.generator()),
             ("discriminator", self.optimizer.discriminator()),

@@ -1,6 +1,6 @@
 //! What a job file may say, beyond its types.
 
-use super::{Adam, Job, data, model};
+use super::{Adam, Job, data, model, regularise};
 
 /// One impossible value.
 pub(super) struct Fault {
@@ -47,6 +47,7 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
     data::check(job)?;
     model::check(job)?;
     train(job)?;
+    regularise::check(job)?;
     optimizer(job)?;
     workers(job)?;
     require(

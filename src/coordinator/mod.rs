@@ -213,7 +213,7 @@ impl Foundations {
     pub(crate) fn lay(job: &Job) -> Result<Self, CoordinatorError> {
         let mut packing = Packing::new();
         let dataset = Dataset::open(job, &mut |done, total| packing.update(done, total))?;
-        let (replicas, batch) = (job.train.replicas, job.train.batch);
+        let (replicas, batch) = (job.train.replicas, job.replica_samples());
         let plan = Plan::new(&dataset.shard_sizes(), job.job.seed, replicas, batch);
         let plan = plan.map_err(|source| CoordinatorError::Plan {
             uri: job.data.uri.clone(),
@@ -476,7 +476,7 @@ impl Coordinator {
         let reached = Reached::at(self.past.reached);
         Ok(Driver {
             machine: Membership::new(rules, self.past, Duration::ZERO),
-            batch: job.train.batch,
+            batch: job.replica_samples(),
             samples_per_step: job.global_batch(),
             seconds_before: self.records.last_time().unwrap_or(0.0),
             ledger: self.ledger,

@@ -42,7 +42,7 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         out,
         "batch          {} replicas x {} = {} samples a step",
         train.replicas,
-        train.batch,
+        job.replica_samples(),
         job.global_batch()
     );
     let _ = writeln!(
@@ -56,19 +56,19 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         train.objective, train.update, train.precision
     );
     for player in [Player::Generator, Player::Discriminator] {
-        network(&mut out, &Architecture::of(player, model, 1));
+        network(&mut out, &Architecture::of(player, model, train.packing));
     }
     let ema = train.ema_decay > 0.0;
     let _ = writeln!(
         out,
         "state          {} parameters, {} with moments and statistics",
-        parameters(model, 1),
-        bytes(state_bytes(model, 1, ema))
+        parameters(model, train.packing),
+        bytes(state_bytes(model, train.packing, ema))
     );
     let _ = writeln!(
         out,
         "cost           {:.2} GFLOP a step",
-        (step_flops(model, train) * job.global_batch()) as f64 / 1e9
+        (step_flops(model, train) * job.minibatch()) as f64 / 1e9
     );
     let _ = writeln!(
         out,

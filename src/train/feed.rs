@@ -2,8 +2,9 @@
 //! from memory that a GPU fetches it from by itself, so that nobody waits.
 
 use super::TrainError;
-use super::step::{Game, Inputs};
+use super::step::{Game, Inputs, Rounds};
 use crate::data::{Batch, Pixels};
+use crate::regularise::Chance;
 use crate::torch::{Event, Stream, TorchError, copy_async, pin_memory, write};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -19,17 +20,23 @@ pub(super) struct Feed {
     /// Filled in turns: one may still be on its way.
     staging: [Staging; 2],
     turn: usize,
-    /// `[replicas · b, c, s, s]`, bytes; or numbers, of points.
+    /// `[replicas · k · b, c, s, s]`, bytes; or numbers, of points.
     pixels: Tensor,
-    /// `[replicas · b]`: which samples of a set that lies on the device.
+    /// `[replicas · k · b]`: which samples of a set that lies on the device.
     places: Tensor,
-    /// `[replicas · b, z, 1, 1]`.
+    /// `[replicas · rounds · b, z, 1, 1]`.
     latents: Tensor,
-    /// `[replicas · b]`, if the networks are told of labels.
+    /// `[replicas · k · b]`, if the networks are told of labels.
     labels: Option<Tensor>,
-    /// `[replicas · b, noise]`, if the generator has hidden noise.
+    /// `[replicas · rounds · b, noise]`, if the generator has hidden noise.
     noise: Option<Tensor>,
+    /// `[replicas · rounds · draws]`: regularisers' uniform numbers.
+    uniform: Tensor,
+    /// One list a replica, of one a round; they see the numbers, and have memory for noise.
+    chances: Vec<Vec<Chance>>,
+    /// Samples of a minibatch, b.
     batch: i64,
+    rounds: Rounds,
 }
 
 /// Host memory.
@@ -41,17 +48,21 @@ struct Staging {
     latents: Tensor,
     labels: Option<Tensor>,
     noise: Option<Tensor>,
+    uniform: Tensor,
     sent: Event,
 }
 
 impl Feed {
     pub(super) fn new(game: &Game, replicas: usize) -> Result<Self, TorchError> {
         let [batch, channels, high, wide] = game.images;
-        let samples = batch * replicas as i64;
+        let rounds = game.rounds;
+        let samples = batch * replicas as i64 * i64::from(rounds.discriminator);
+        let fakes = batch * replicas as i64 * i64::from(rounds.all());
+        let draws = game.regularisers.draws() as i64;
         let device = game.device;
         let zeros = |shape: &[i64], kind, device| Tensor::f_zeros(shape, (kind, device));
         let latents = |device| {
-            let shape = [samples, i64::from(game.model.latent), 1, 1];
+            let shape = [fakes, i64::from(game.model.latent), 1, 1];
             zeros(&shape, Kind::Float, device)
         };
         let labels = |device| {
@@ -60,8 +71,12 @@ impl Feed {
         };
         let noise = |device| {
             let len = game.generator.noise as i64;
-            let noise = || zeros(&[samples, len], Kind::Float, device);
+            let noise = || zeros(&[fakes, len], Kind::Float, device);
             (len > 0).then(noise).transpose()
+        };
+        let uniform = |device| {
+            let len = replicas as i64 * i64::from(rounds.all()) * draws;
+            zeros(&[len], Kind::Float, device)
         };
         let staging = || -> Result<Staging, TorchError> {
             let host = |tensor: Option<Tensor>| {
@@ -74,9 +89,25 @@ impl Feed {
                 latents: reachable(latents(Device::Cpu)?, device)?,
                 labels: host(labels(Device::Cpu)?)?,
                 noise: host(noise(Device::Cpu)?)?,
+                uniform: reachable(uniform(Device::Cpu)?, device)?,
                 sent: Event::new(device, false)?,
             })
         };
+        let uniform = uniform(device)?;
+        let chance = |replica: usize, round: u32| {
+            let index = replica as i64 * i64::from(rounds.all()) + i64::from(round);
+            Chance::over(
+                &game.regularisers,
+                uniform.f_narrow(0, index * draws, draws)?,
+            )
+        };
+        let chances = (0..replicas)
+            .map(|replica| {
+                (0..rounds.all())
+                    .map(|round| chance(replica, round))
+                    .collect()
+            })
+            .collect::<Result<_, TorchError>>()?;
         Ok(Self {
             device,
             staging: [staging()?, staging()?],
@@ -86,7 +117,10 @@ impl Feed {
             latents: latents(device)?,
             labels: labels(device)?,
             noise: noise(device)?,
+            uniform,
+            chances,
             batch,
+            rounds,
         })
     }
 
@@ -106,19 +140,29 @@ impl Feed {
         }
         let mut brought = false;
         let mut places = false;
+        let all = self.rounds.all();
         for (index, batch) in batches.iter().enumerate() {
-            let from = index as i64 * self.batch;
-            let latents = game.latents(batch.step, batch.replica)?;
-            let narrow = |tensor: &Tensor| tensor.f_narrow(0, from, self.batch);
-            let to = narrow(&staging.latents).map_err(TorchError::from)?;
-            write(&to, latents.values())?;
+            for round in 0..all {
+                let of = (batch.step, batch.replica, round);
+                let place = index as i64 * i64::from(all) + i64::from(round);
+                let narrow = |tensor: &Tensor| {
+                    let len = tensor.size()[0] / (batches.len() as i64 * i64::from(all));
+                    tensor.f_narrow(0, place * len, len)
+                };
+                let to = narrow(&staging.latents).map_err(TorchError::from)?;
+                write(&to, game.latents(of)?.values())?;
+                if let Some(all) = &staging.noise {
+                    write(&narrow(all).map_err(TorchError::from)?, &game.noise(of)?)?;
+                }
+                let to = narrow(&staging.uniform).map_err(TorchError::from)?;
+                write(&to, &game.regularisers.draw(of))?;
+                self.chances[index][round as usize].draw_noise(&game.regularisers, of)?;
+            }
+            let samples = self.batch * i64::from(self.rounds.discriminator);
+            let narrow = |tensor: &Tensor| tensor.f_narrow(0, index as i64 * samples, samples);
             if let (Some(all), Some(labels)) = (&staging.labels, &batch.labels) {
                 let labels: Vec<i64> = labels.iter().copied().map(i64::from).collect();
                 write(&narrow(all).map_err(TorchError::from)?, &labels)?;
-            }
-            if let Some(all) = &staging.noise {
-                let noise = game.noise(batch.step, batch.replica)?;
-                write(&narrow(all).map_err(TorchError::from)?, &noise)?;
             }
             if !matches!(batch.pixels, Pixels::Places(_)) && staging.pixels.is_none() {
                 let shape = self.pixels.size();
@@ -149,6 +193,7 @@ impl Feed {
             }
         }
         copy_async(&mut self.latents, &staging.latents)?;
+        copy_async(&mut self.uniform, &staging.uniform)?;
         for (to, from) in [
             (&mut self.labels, &staging.labels),
             (&mut self.noise, &staging.noise),
@@ -170,21 +215,32 @@ impl Feed {
         Ok(())
     }
 
-    /// Each replica's inputs. Their memory stays the same.
-    pub(super) fn inputs(&self) -> Result<Vec<Inputs>, TorchError> {
-        let count = self.latents.size()[0] / self.batch;
-        (0..count)
-            .map(|index| {
-                let part = |tensor: &Tensor| tensor.f_narrow(0, index * self.batch, self.batch);
-                Ok(Inputs {
-                    pixels: part(&self.pixels)?,
-                    latents: part(&self.latents)?,
-                    labels: self.labels.as_ref().map(part).transpose()?,
-                    noise: self.noise.as_ref().map(part).transpose()?,
-                    coarse: None,
-                })
-            })
-            .collect()
+    /// Each replica's inputs, one a round. Their memory stays the same.
+    pub(super) fn inputs(&self) -> Result<Vec<Vec<Inputs>>, TorchError> {
+        let replica = |index: usize| {
+            (0..self.rounds.all())
+                .map(|round| self.round(index, round))
+                .collect()
+        };
+        (0..self.chances.len()).map(replica).collect()
+    }
+
+    fn round(&self, replica: usize, round: u32) -> Result<Inputs, TorchError> {
+        let part = |tensor: &Tensor, rounds: u32, round: u32| {
+            let place = replica as i64 * i64::from(rounds) + i64::from(round);
+            tensor.f_narrow(0, place * self.batch, self.batch)
+        };
+        let minibatch = self.rounds.minibatch(round);
+        let real = |tensor: &Tensor| part(tensor, self.rounds.discriminator, minibatch);
+        let fake = |tensor: &Tensor| part(tensor, self.rounds.all(), round);
+        Ok(Inputs {
+            pixels: real(&self.pixels)?,
+            latents: fake(&self.latents)?,
+            labels: self.labels.as_ref().map(real).transpose()?,
+            noise: self.noise.as_ref().map(fake).transpose()?,
+            coarse: None,
+            chance: self.chances[replica][round as usize].share(),
+        })
     }
 }
 

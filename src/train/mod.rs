@@ -5,8 +5,8 @@
 //! step is transactional: the next state is made in memory of its own, and either all of it becomes
 //! the state or, after an error, none.
 //!
-//! `step` has the mathematics of one replica, `layout` what travels, `optimizer` Adam, `state` what
-//! the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
+//! `step` has the mathematics of one replica, `layout` what travels, `update` what becomes of it with
+//! `optimizer`'s Adam, `state` what the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
 //! don't have it, `hosted` what the hosted replicas need.
 //!
 //! There are two ways through a step, to the same bits. `host` goes through host memory: replicas
@@ -39,6 +39,7 @@ mod stopwatch;
 mod stretches;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use error::{Attempt, Mismatch, TrainError};
 pub use pyramid::Pyramid;
@@ -166,7 +167,7 @@ impl Trainer {
             next_discriminator: state.discriminator.room()?,
             state,
             side: 0,
-            pace: Pace::new(device)?,
+            pace: Pace::new(game.rounds, device)?,
             hosted,
             discriminator_mean: Traveller::new(game.discriminator_layout.len, device)?,
             generator_mean: Traveller::new(game.generator_layout.len, device)?,
@@ -386,7 +387,7 @@ impl Trainer {
                 self.hosted.replicas.len()
             )));
         }
-        let size = self.game.images.iter().product::<i64>() as usize;
+        let size = self.game.samples_len() * self.game.rounds.discriminator as usize;
         for (batch, replica) in batches.iter().zip(self.hosted.replicas.clone()) {
             if batch.replica.0 != replica || batch.step != step {
                 return Err(wrong(format!(
@@ -413,7 +414,8 @@ impl Trainer {
             };
             if found != size {
                 return Err(wrong(format!(
-                    "replica {replica}'s has {found} values, but train.batch samples take {size}"
+                    "replica {replica}'s has {found} values, but {} samples take {size}",
+                    self.batch_samples()
                 )));
             }
             self.check_labels(batch)
@@ -427,7 +429,7 @@ impl Trainer {
         if !self.game.takes_labels() {
             return Ok(());
         }
-        let (model, expected) = (&self.job.model, self.game.images[0] as usize);
+        let (model, expected) = (&self.job.model, self.job.replica_samples() as usize);
         let Some(labels) = &batch.labels else {
             return Err(format!(
                 "has no labels, and model.conditional = \"{}\" needs them",
@@ -451,13 +453,14 @@ impl Trainer {
     }
 
     fn check_places(&self, places: &[i64]) -> Result<(), String> {
-        let batch = self.game.images[0] as usize;
+        let batch = self.job.replica_samples() as usize;
         let Some(cache) = &self.cache else {
             return Err("no data set is on the device".to_owned());
         };
         let samples = cache.size()[0];
         if places.len() != batch {
-            return Err(format!("{} instead of {batch} (train.batch)", places.len()));
+            let expected = self.batch_samples();
+            return Err(format!("{} instead of {expected}", places.len()));
         }
         match places.iter().find(|place| !(0..samples).contains(place)) {
             Some(place) => Err(format!("the data set on the device has no place {place}")),
@@ -465,11 +468,22 @@ impl Trainer {
         }
     }
 
+    /// How many samples a replica's batch has, for a message.
+    fn batch_samples(&self) -> String {
+        match self.job.train.discriminator_steps {
+            1 => format!("{} (train.batch)", self.job.train.batch),
+            _ => format!(
+                "{} (train.batch × train.discriminator_steps)",
+                self.job.replica_samples()
+            ),
+        }
+    }
+
     /// Makes what is next the state. What can fail comes first, and changes nothing then.
     fn commit(&mut self, step: Step) -> Result<(), TrainError> {
-        let looks = self.game.looks();
-        self.next_generator.batches_tracked = self.state.generator.batches_tracked + 1;
-        self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + looks;
+        let [of_g, of_d] = self.game.tracked();
+        self.next_generator.batches_tracked = self.state.generator.batches_tracked + of_g;
+        self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + of_d;
         if let Some(average) = &mut self.state.average {
             average.follow(&self.next_generator, &self.pace)?;
         }

@@ -107,9 +107,9 @@ impl PlayerState {
         }
     }
 
-    /// Sets the running statistics to those of `from` after it has seen `batches`, in this order:
-    /// running = 0.9·running + 0.1·batch, where a batch's statistics are means over the replicas. And
-    /// spectral norm's vectors to what one power iteration with the weights of `from` makes of them.
+    /// Sets the running statistics to those of `from`, which may be this one, after it has seen
+    /// `batches`, in this order: running = 0.9·running + 0.1·batch, where a batch's statistics are
+    /// means over the replicas.
     pub(super) fn track(
         &mut self,
         from: &Self,
@@ -122,7 +122,16 @@ impl PlayerState {
         for batch in batches {
             running = share.mix(&running, batch)?;
         }
-        part(&self.running, &statistics)?.f_copy_(&running)?;
+        Ok(part(&self.running, &statistics)?.f_copy_(&running)?)
+    }
+
+    /// Sets spectral norm's vectors to what one power iteration makes of those of `from`, which may
+    /// be this one, with its weights.
+    pub(super) fn iterate(
+        &mut self,
+        from: &Self,
+        architecture: &Architecture,
+    ) -> Result<(), TorchError> {
         let vectors = architecture.statistics..architecture.running;
         if !vectors.is_empty() {
             let next = iterate(architecture, &from.parameters, &from.running)?;

@@ -7,10 +7,12 @@ use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
 use super::state::PlayerState;
 use crate::config::{BatchNorm, Job, MemoryFormat, Model, Precision, Update};
 use crate::data::{Batch, Pixels};
-use crate::ids::{ReplicaId, Step};
 use crate::model::{Architecture, Input, Latents, Network, Statistics, Values, reduced, view};
 use crate::objective::{self, Objective};
 use crate::random::{Domain, Key};
+use crate::regularise::{
+    Chance, Regularisers, Round, Side, interpolate, squared_norm, squared_norm_off_one,
+};
 use crate::torch::{TorchError, channels_last};
 use tch::{Device, Kind, Tensor};
 
@@ -20,7 +22,9 @@ pub(super) struct Game {
     pub(super) generator: Architecture,
     pub(super) discriminator: Architecture,
     pub(super) objective: Box<dyn Objective>,
+    pub(super) regularisers: Regularisers,
     pub(super) update: Update,
+    pub(super) rounds: Rounds,
     pub(super) precision: Precision,
     /// Of activations and weights.
     pub(super) order: MemoryFormat,
@@ -36,6 +40,34 @@ pub(super) struct Game {
     /// `data.reduce`.
     reduce: i64,
     pub(super) device: Device,
+}
+
+/// A step's updates of both players, in their order. A round is what belongs to one of them: first
+/// D's; G's first has the fakes of D's last round, and each further one has a round of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rounds {
+    /// D's updates, k.
+    pub(super) discriminator: u32,
+    /// G's.
+    pub(super) generator: u32,
+}
+
+impl Rounds {
+    /// All of a step's.
+    pub(super) fn all(self) -> u32 {
+        self.discriminator + self.generator - 1
+    }
+
+    /// The round of G's update with this number, from 0.
+    pub(super) fn of_generator(self, update: u32) -> u32 {
+        self.discriminator - 1 + update
+    }
+
+    /// Which of a batch's minibatches of b real samples a round has: fakes of rounds without any are
+    /// of the last one's labels, and paired with it.
+    pub(super) fn minibatch(self, round: u32) -> u32 {
+        round.min(self.discriminator - 1)
+    }
 }
 
 /// Both networks' flat parameters, and their running values, of which only spectral norm's vectors
@@ -84,7 +116,7 @@ impl Weights {
     }
 }
 
-/// What a replica computes on in one step, on the device. On a GPU this may be memory that is filled
+/// What a replica computes on in one round of a step, on the device. On a GPU this may be memory that is filled
 /// anew for every step.
 #[derive(Debug)]
 pub(super) struct Inputs {
@@ -100,6 +132,8 @@ pub(super) struct Inputs {
     /// `[b, c, s/2, s/2]`: the real samples at half their side, for a level of a pyramid. Made of the
     /// pixels when a step begins.
     pub(super) coarse: Option<Tensor>,
+    /// What regularisers draw.
+    pub(super) chance: Chance,
 }
 
 impl Inputs {
@@ -112,6 +146,7 @@ impl Inputs {
             labels: share(&self.labels),
             noise: share(&self.noise),
             coarse: share(&self.coarse),
+            chance: self.chance.share(),
         }
     }
 
@@ -156,7 +191,10 @@ impl Vectors {
 /// that made them.
 #[derive(Debug)]
 pub(super) struct Fakes {
+    /// As D sees them.
     images: Tensor,
+    /// Real ones as D sees them, if G's cost needs D to look at them too.
+    real: Option<Tensor>,
     /// What they were made of.
     inputs: Inputs,
     /// D's running values at the start of the step.
@@ -178,20 +216,31 @@ pub(super) struct Answer {
     vector: Tensor,
 }
 
+/// D's two looks: what it saw, and what it said.
+struct Looks<'a> {
+    real: (&'a Tensor, &'a Tensor),
+    fake: (&'a Tensor, &'a Tensor),
+}
+
 impl Game {
     pub(super) fn new(job: &Job, device: Device) -> Self {
         let model = &job.model;
         let order = job.train.memory_format;
         let generator = Architecture::generator(model).ordered(order);
-        let discriminator = Architecture::discriminator(model, 1).ordered(order);
+        let discriminator = Architecture::discriminator(model, job.train.packing).ordered(order);
         let [channels, high, wide] = job.packed_shape().map(i64::from);
         Self {
             discriminator_layout: DiscriminatorLayout::new(&discriminator),
             generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
             generator,
             discriminator,
-            objective: objective::of(job.train.objective),
+            objective: objective::of(job.train.objective, job.regularise.label_smoothing),
+            regularisers: Regularisers::of(job),
             update: job.train.update,
+            rounds: Rounds {
+                discriminator: job.train.discriminator_steps,
+                generator: job.train.generator_steps,
+            },
             precision: job.train.precision,
             order,
             seed: job.job.seed,
@@ -217,19 +266,28 @@ impl Game {
         let (generated, real, faked) = self.clear(&vectors)?;
         let generator = self.trainable(&self.generator, weights.generator())?;
         let discriminator = self.trainable(&self.discriminator, weights.discriminator())?;
-        let (x, inputs) = self.begin(inputs)?;
-        let inputs = &inputs;
+        let inputs = &self.complete(inputs)?;
+        let x = self.seen(inputs)?;
 
         let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
-        let detached = fake.f_detach()?;
+        let images = self.regularisers.show(&fake, Side::Fake, &inputs.chance)?;
+        let x_fake = images
+            .f_detach()?
+            .f_set_requires_grad(self.regularisers.r2 > 0.0)?;
         let [on_real, on_fake] =
-            self.judge(&discriminator, inputs, [&x, &detached], [&real, &faked])?;
-        let j_d = self.objective.discriminator(&on_real, &on_fake)?;
+            self.judge(&discriminator, inputs, [&x, &x_fake], [&real, &faked])?;
+        let looks = Looks {
+            real: (&x, &on_real),
+            fake: (&x_fake, &on_fake),
+        };
+        let j_d = self.cost(&discriminator, inputs, looks)?;
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), false, false)?;
 
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        let kept = self.keeps_real().then(|| x.f_detach());
         Ok(Fakes {
-            images: fake,
+            images,
+            real: kept.transpose()?,
             inputs: inputs.share(),
             running: weights.discriminator_running.shallow_clone(),
             leaves: generator.into_leaves(),
@@ -247,26 +305,55 @@ impl Game {
         let discriminator = Network::frozen(&self.discriminator, values, self.precision)?;
         let judged = part(&fakes.vector, &self.generator_layout.judged)?;
 
-        let on_fake = match self.together() {
-            true => {
-                let x = self.real(&fakes.inputs.pixels)?;
-                let [_, on_fake] = self.judge(
-                    &discriminator,
-                    &fakes.inputs,
-                    [&x, &fakes.images],
-                    [&judged, &judged],
-                )?;
-                on_fake
+        let (on_real, on_fake) = match &fakes.real {
+            Some(real) if self.together() => {
+                let both = [real, &fakes.images];
+                let places = [&judged, &judged];
+                let [on_real, on_fake] = self.judge(&discriminator, &fakes.inputs, both, places)?;
+                (Some(on_real.f_detach()?), on_fake)
             }
-            false => {
-                let input = fakes.inputs.judged(&fakes.images);
-                discriminator.forward(input, Statistics::Batch(&judged))?
+            real => {
+                let look = |samples: &Tensor, place: &Tensor| {
+                    discriminator.forward(fakes.inputs.judged(samples), Statistics::Batch(place))
+                };
+                // Running statistics follow what D sees of fakes here, and nothing else.
+                let aside = judged.f_zeros_like()?;
+                let on_real = real.as_ref().map(|real| look(real, &aside)).transpose()?;
+                (on_real, look(&fakes.images, &judged)?)
             }
         };
-        let j_g = self.objective.generator(&on_fake)?;
+        let j_g = self.objective.generator(&on_fake, on_real.as_ref())?;
         let d_g = Tensor::f_run_backward(&[&j_g], &fakes.leaves, false, false)?;
 
         self.write_generator(&fakes.vector, &d_g, &j_g)
+    }
+
+    /// A further update of G, after D's: new fakes, which the same D judges. Fills G's vector.
+    pub(super) fn again(
+        &self,
+        weights: &Weights,
+        inputs: &Inputs,
+        vector: Tensor,
+    ) -> Result<(), TorchError> {
+        let to = &self.generator_layout;
+        let generated = part(&vector, &to.generated)?.f_zero_()?;
+        let _judged = part(&vector, &to.judged)?.f_zero_()?;
+        let generator = self.trainable(&self.generator, weights.generator())?;
+        let inputs = &self.complete(inputs)?;
+        let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
+        let real = match self.keeps_real() {
+            true => Some(self.seen(inputs)?.f_detach()?),
+            false => None,
+        };
+        let fakes = Fakes {
+            images: self.regularisers.show(&fake, Side::Fake, &inputs.chance)?,
+            real,
+            inputs: inputs.share(),
+            running: weights.discriminator_running.shallow_clone(),
+            leaves: generator.into_leaves(),
+            vector,
+        };
+        self.deceive(fakes, &weights.discriminator)
     }
 
     /// The first half of a simultaneous step, in which both gradients are of the same point, from one
@@ -283,14 +370,22 @@ impl Game {
         let look = faked.f_zeros_like()?;
         let generator = self.trainable(&self.generator, weights.generator())?;
         let discriminator = self.trainable(&self.discriminator, weights.discriminator())?;
-        let (x, inputs) = self.begin(inputs)?;
-        let inputs = &inputs;
+        let inputs = &self.complete(inputs)?;
+        let x = self.seen(inputs)?;
 
         let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
+        let x_fake = self.regularisers.show(&fake, Side::Fake, &inputs.chance)?;
         let first = if self.together() { &look } else { &real };
-        let [on_real, on_fake] = self.judge(&discriminator, inputs, [&x, &fake], [first, &look])?;
-        let j_d = self.objective.discriminator(&on_real, &on_fake)?;
-        let j_g = self.objective.generator(&on_fake)?;
+        let [on_real, on_fake] =
+            self.judge(&discriminator, inputs, [&x, &x_fake], [first, &look])?;
+        let looks = Looks {
+            real: (&x, &on_real),
+            fake: (&x_fake, &on_fake),
+        };
+        let j_d = self.cost(&discriminator, inputs, looks)?;
+        let paired = self.objective.pairs().then(|| on_real.f_detach());
+        let paired = paired.transpose()?;
+        let j_g = self.objective.generator(&on_fake, paired.as_ref())?;
         // It computes what it is asked for: J_D's gradient stops at D's weights.
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), true, false)?;
 
@@ -348,10 +443,51 @@ impl Game {
         self.model.batch_norm == BatchNorm::Together
     }
 
-    /// Batches that D's running statistics see in a step.
-    pub(super) fn looks(&self) -> i64 {
-        let judged = i64::from(self.update == Update::Alternating);
-        judged + if self.together() { 1 } else { 2 }
+    /// Whether G's cost needs D to look at real samples too.
+    fn keeps_real(&self) -> bool {
+        self.objective.pairs() || self.together()
+    }
+
+    /// Real images as D sees them; its slope by them can be asked for if R1 needs it.
+    fn seen(&self, inputs: &Inputs) -> Result<Tensor, TorchError> {
+        let images = self.real(&inputs.pixels)?;
+        let seen = self
+            .regularisers
+            .show(&images, Side::Real, &inputs.chance)?;
+        Ok(match self.regularisers.r1 > 0.0 {
+            true => seen.f_detach()?.f_set_requires_grad(true)?,
+            false => seen,
+        })
+    }
+
+    /// J_D: the game's cost, and the penalties on D's slope.
+    fn cost(
+        &self,
+        discriminator: &Network<'_>,
+        inputs: &Inputs,
+        looks: Looks<'_>,
+    ) -> Result<Tensor, TorchError> {
+        let ((x, on_real), (x_fake, on_fake)) = (looks.real, looks.fake);
+        let ours = &self.regularisers;
+        let mut cost = self.objective.discriminator(on_real, on_fake)?;
+        for (gamma, on, x) in [(ours.r1, on_real, x), (ours.r2, on_fake, x_fake)] {
+            if gamma > 0.0 {
+                let penalty = squared_norm(on, x)?.f_mul_scalar(gamma / 2.0)?;
+                cost = cost.f_add(&penalty)?;
+            }
+        }
+        if let Some(mixes) = inputs.chance.mixes() {
+            let between = interpolate(x, x_fake, mixes)?;
+            // There is no batch norm in a D with a penalty, so nothing is written.
+            let nothing = Tensor::f_zeros(
+                [self.discriminator.statistics as i64],
+                (Kind::Float, self.device),
+            )?;
+            let on = discriminator.forward(inputs.judged(&between), Statistics::Batch(&nothing))?;
+            let penalty = squared_norm_off_one(&on, &between)?;
+            cost = cost.f_add(&penalty.f_mul_scalar(ours.gradient_penalty)?)?;
+        }
+        Ok(cost)
     }
 
     fn trainable<'a>(
@@ -378,32 +514,37 @@ impl Game {
         reduced(&images, self.reduce)
     }
 
-    /// The real samples, and the inputs with all that is made of them.
-    fn begin(&self, inputs: &Inputs) -> Result<(Tensor, Inputs), TorchError> {
-        let x = self.real(&inputs.pixels)?;
+    /// The inputs with what is made of the pixels.
+    fn complete(&self, inputs: &Inputs) -> Result<Inputs, TorchError> {
         let mut inputs = inputs.share();
         if self.model.pyramid {
-            inputs.coarse = Some(reduced(&x, 2)?);
+            inputs.coarse = Some(reduced(&self.real(&inputs.pixels)?, 2)?);
         }
-        Ok((x, inputs))
+        Ok(inputs)
     }
 
-    /// A batch's samples, and what else a step takes, brought to the device. `cache` is the data
+    /// A round's share of a batch, and what else it takes, brought to the device. `cache` is the data
     /// set, if that lies there.
     pub(super) fn inputs(
         &self,
         batch: &Batch,
+        round: u32,
         cache: Option<&Tensor>,
     ) -> Result<Inputs, TorchError> {
+        let minibatch = self.rounds.minibatch(round) as usize;
         let pixels = match (&batch.pixels, cache) {
             (Pixels::Bytes(bytes), _) => {
+                let bytes = share(bytes, minibatch, self.samples_len());
                 Tensor::f_from_data_size(bytes, &self.images, Kind::Uint8)?
                     .f_to_device(self.device)?
             }
-            (Pixels::Numbers(numbers), _) => Tensor::f_from_slice(numbers)?
-                .f_view(self.images)?
-                .f_to_device(self.device)?,
+            (Pixels::Numbers(numbers), _) => {
+                Tensor::f_from_slice(share(numbers, minibatch, self.samples_len()))?
+                    .f_view(self.images)?
+                    .f_to_device(self.device)?
+            }
             (Pixels::Places(places), Some(cache)) => {
+                let places = share(places, minibatch, self.samples());
                 let places = Tensor::f_from_slice(places)?.f_to_device(self.device)?;
                 cache.f_index_select(0, &places)?
             }
@@ -417,28 +558,43 @@ impl Game {
         };
         let labels = match batch.labels.as_ref().filter(|_| self.takes_labels()) {
             Some(labels) => {
+                let labels = share(labels, minibatch, self.samples());
                 let labels: Vec<i64> = labels.iter().copied().map(i64::from).collect();
                 Some(Tensor::f_from_slice(&labels)?.f_to_device(self.device)?)
             }
             None => None,
         };
+        let of = (batch.step, batch.replica, round);
         let noise = match self.generator.noise {
             0 => None,
             len => Some(
-                Tensor::f_from_slice(&self.noise(batch.step, batch.replica)?)?
+                Tensor::f_from_slice(&self.noise(of)?)?
                     .f_view([self.images[0], len as i64])?
                     .f_to_device(self.device)?,
             ),
         };
+        let uniform = Tensor::f_from_slice(&self.regularisers.draw(of))?;
+        let uniform = uniform.f_to_device(self.device)?;
+        let mut chance = Chance::over(&self.regularisers, uniform)?;
+        chance.draw_noise(&self.regularisers, of)?;
         Ok(Inputs {
             pixels,
-            latents: self
-                .latents(batch.step, batch.replica)?
-                .to_tensor(self.device)?,
+            latents: self.latents(of)?.to_tensor(self.device)?,
             labels,
             noise,
             coarse: None,
+            chance,
         })
+    }
+
+    /// Samples of a minibatch, b.
+    pub(super) fn samples(&self) -> usize {
+        self.images[0] as usize
+    }
+
+    /// Numbers of a minibatch's samples.
+    pub(super) fn samples_len(&self) -> usize {
+        self.images.iter().product::<i64>() as usize
     }
 
     /// Whether the networks are told of labels.
@@ -446,36 +602,60 @@ impl Game {
         self.model.is_conditional()
     }
 
-    /// What batch norm saw in a step, in the order of the forward passes, from the means of both
-    /// vectors. D: real images, fakes, and in an alternating step the new D the fakes, or each time
-    /// real images and fakes together; G: latents.
-    pub(super) fn statistics(
-        &self,
-        of_d: &Tensor,
-        of_g: &Tensor,
-    ) -> Result<[Vec<Tensor>; 2], TorchError> {
-        let (d, g) = (&self.discriminator_layout, &self.generator_layout);
-        let mut judgements = vec![part(of_d, &d.real)?];
+    /// What D's batch norm saw in one of its updates, in the order of the forward passes, from the
+    /// mean of D's vectors: real images, fakes; or both together.
+    pub(super) fn looks(&self, of_d: &Tensor) -> Result<Vec<Tensor>, TorchError> {
+        let d = &self.discriminator_layout;
+        let mut looks = vec![part(of_d, &d.real)?];
         if !self.together() {
-            judgements.push(part(of_d, &d.fake)?);
+            looks.push(part(of_d, &d.fake)?);
         }
-        if self.update == Update::Alternating {
-            judgements.push(part(of_g, &g.judged)?);
-        }
-        Ok([judgements, vec![part(of_g, &g.generated)?]])
+        Ok(looks)
     }
 
-    /// The replica's latents: of this step, whoever computes it and however often.
-    pub(super) fn latents(&self, step: Step, replica: ReplicaId) -> Result<Latents, TorchError> {
-        let key = Key::new(Domain::Latents, &[self.seed, step.0, u64::from(replica.0)]);
-        Latents::of(&self.model, key, self.images[0] as usize)
+    /// What both networks' batch norms saw in one of G's updates, from the mean of G's vectors: D the
+    /// fakes, if it looked at them once more, and G latents.
+    pub(super) fn judgements(&self, of_g: &Tensor) -> Result<(Option<Tensor>, Tensor), TorchError> {
+        let g = &self.generator_layout;
+        let judged = match self.update {
+            Update::Alternating => Some(part(of_g, &g.judged)?),
+            Update::Simultaneous => None,
+        };
+        Ok((judged, part(of_g, &g.generated)?))
     }
 
-    /// The replica's hidden noise in this step, `[b, noise]`.
-    pub(super) fn noise(&self, step: Step, replica: ReplicaId) -> Result<Vec<f32>, TorchError> {
-        let key = Key::new(Domain::Noise, &[self.seed, step.0, u64::from(replica.0)]);
-        let drawn = Latents::draw(key, self.images[0] as usize, self.generator.noise)?;
+    /// How many batches the running statistics of G and of D follow in a step. D's real images of
+    /// paired games and those between real and fake are not among them.
+    pub(super) fn tracked(&self) -> [i64; 2] {
+        let Rounds {
+            discriminator,
+            generator,
+        } = self.rounds;
+        let judged = match self.update {
+            Update::Alternating => generator,
+            Update::Simultaneous => 0,
+        };
+        let looks = if self.together() { 1 } else { 2 };
+        [generator.into(), (looks * discriminator + judged).into()]
+    }
+
+    /// A round's latents: the same, whoever computes it and however often.
+    pub(super) fn latents(&self, of: Round) -> Result<Latents, TorchError> {
+        Latents::of(&self.model, self.key(Domain::Latents, of), self.samples())
+    }
+
+    /// A round's hidden noise, `[b, noise]`.
+    pub(super) fn noise(&self, of: Round) -> Result<Vec<f32>, TorchError> {
+        let key = self.key(Domain::Noise, of);
+        let drawn = Latents::draw(key, self.samples(), self.generator.noise)?;
         Ok(drawn.values().to_vec())
+    }
+
+    fn key(&self, domain: Domain, (step, replica, round): Round) -> Key {
+        let numbers = [self.seed, step.0, replica.0.into(), round.into()];
+        // The first round's have no number: they are those of a step that has one round.
+        let len = if round == 0 { 3 } else { 4 };
+        Key::new(domain, &numbers[..len])
     }
 
     /// The places of the statistics of G(z), D(real) and D(fake), zeroed, as those of a second D's
@@ -505,9 +685,11 @@ impl Game {
         let to = &self.discriminator_layout;
         write_gradients(&self.discriminator, vector, gradients)?;
         write_scalar(vector, to.loss, loss)?;
-        for (place, logits) in [(to.belief_real, on_real), (to.belief_fake, on_fake)] {
-            let belief = logits.f_detach()?.f_sigmoid()?.f_mean(Kind::Float)?;
-            write_scalar(vector, place, &belief)?;
+        let beliefs = self
+            .objective
+            .beliefs(&on_real.f_detach()?, &on_fake.f_detach()?)?;
+        for (place, belief) in [to.belief_real, to.belief_fake].into_iter().zip(beliefs) {
+            write_scalar(vector, place, &belief.f_mean(Kind::Float)?)?;
         }
         Ok(())
     }
@@ -521,6 +703,11 @@ impl Game {
         write_gradients(&self.generator, vector, gradients)?;
         write_scalar(vector, self.generator_layout.loss, loss)
     }
+}
+
+/// A minibatch's part of a batch.
+fn share<T>(all: &[T], minibatch: usize, len: usize) -> &[T] {
+    &all[minibatch * len..][..len]
 }
 
 /// The gradients begin every vector, in the order of the flat parameters.

@@ -293,7 +293,7 @@ impl Run<'_> {
 
     fn measure(&self, report: &StepReport, epoch: Epoch, waited: Duration, took: Duration) {
         let hosted = self.trainer.replicas().len() as u64;
-        let batch = u64::from(self.job().train.batch);
+        let batch = u64::from(self.job().replica_samples());
         metrics::worker::images(hosted * batch);
         metrics::worker::step(waited, StepPhase::Data);
         metrics::worker::step(report.compute, StepPhase::Compute);

@@ -446,8 +446,8 @@ fn a_state_is_copied_from_device_to_device() {
 
 /// Records like CUDA: nothing is done meanwhile, and later the same is done with what lies at the
 /// same addresses then.
-#[derive(Debug)]
-struct Tape {
+#[derive(Debug, Default)]
+pub(super) struct Tape {
     /// The recording with this number, counted from 1, fails.
     fails_at: Option<u32>,
     made: u32,
@@ -457,7 +457,7 @@ struct Tape {
 struct Reel(Work);
 
 impl Recorder for Tape {
-    fn record(&mut self, work: Work, _: [Stretch; 4]) -> Result<Box<dyn Recorded>, TrainError> {
+    fn record(&mut self, work: Work, _: &[Stretch]) -> Result<Box<dyn Recorded>, TrainError> {
         self.made += 1;
         if self.fails_at == Some(self.made) {
             return Err(TrainError::ThreadLost);

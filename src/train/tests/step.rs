@@ -58,7 +58,7 @@ fn the_generators_half_leaves_the_discriminator_alone() {
     );
     let weights = Weights::of(&state.generator, &state.discriminator);
     let d = weights.discriminator.copy();
-    let inputs = game.inputs(&batch(&job, 0, 0), None).unwrap();
+    let inputs = game.inputs(&batch(&job, 0, 0), 0, None).unwrap();
     let fakes = game.discriminate(&weights, &inputs, vectors).unwrap();
     let judged = of_d.copy();
     assert_eq!(

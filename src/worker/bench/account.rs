@@ -95,8 +95,8 @@ impl Account {
         let a_step = course.elapsed.as_secs_f64() / course.steps.max(1) as f64;
         let [channels, high, wide] = model.sample_shape();
         let flops = cost::step(model, train);
-        let images = job.global_batch();
-        let flops_per_s = (flops.total() * images) as f64 / a_step;
+        let (images, minibatch) = (job.global_batch(), job.minibatch());
+        let flops_per_s = (flops.total() * minibatch) as f64 / a_step;
         let moved = cost::traffic(model, train, train.replicas);
         let bytes_per_s = moved.total() as f64 / a_step;
         Self {
@@ -122,8 +122,8 @@ impl Account {
                 first_step_s: course.first.as_secs_f64(),
             },
             arithmetic: Arithmetic {
-                forward_flops: flops.forward * images,
-                backward_flops: flops.backward * images,
+                forward_flops: flops.forward * minibatch,
+                backward_flops: flops.backward * minibatch,
                 flops_per_s,
                 ceiling: ceilings.flops_per_s,
                 share: flops_per_s / ceilings.flops_per_s,

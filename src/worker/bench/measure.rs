@@ -191,7 +191,7 @@ impl Feed {
     pub(super) fn noise(job: &Job) -> Self {
         let (model, train) = (&job.model, &job.train);
         let sample: u64 = job.packed_shape().into_iter().map(u64::from).product();
-        let len = u64::from(train.batch) * sample;
+        let len = u64::from(job.replica_samples()) * sample;
         let batch = |number| {
             // A generator by Marsaglia (2003), xorshift64, from a key: quick, and noise enough.
             let mut state = Key::new(Domain::Samples, &[job.job.seed, number]).seed() | 1;
@@ -212,9 +212,11 @@ impl Feed {
         Self::Noise {
             replicas: train.replicas,
             batches: (0..u64::from(NOISES)).map(batch).collect(),
-            labels: model
-                .is_conditional()
-                .then(|| (0..train.batch).map(|i| i % model.classes).collect()),
+            labels: model.is_conditional().then(|| {
+                (0..job.replica_samples())
+                    .map(|i| i % model.classes)
+                    .collect()
+            }),
         }
     }
 
@@ -229,12 +231,12 @@ impl Feed {
     fn read(job: &Job, dataset: Dataset, places: bool) -> Result<Self, BenchError> {
         let train = &job.train;
         let sizes = dataset.shard_sizes();
-        let plan = Plan::new(&sizes, job.job.seed, train.replicas, train.batch)?;
+        let plan = Plan::new(&sizes, job.job.seed, train.replicas, job.replica_samples())?;
         let loader = Loader::start(
             Arc::new(dataset),
             LoaderSettings {
                 seed: job.job.seed,
-                batch: train.batch,
+                batch: job.replica_samples(),
                 steps_per_epoch: plan.steps_per_epoch(),
                 replicas: 0..train.replicas,
                 start: Step(0),

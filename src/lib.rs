@@ -14,7 +14,7 @@
 //! |---|---|
 //! | [`config`] | the job file: what a job is |
 //! | [`plan`] | PURE: who reads which samples when |
-//! | [`data`] | sources, packed shards, the loader |
+//! | [`data`] | sources, samples that are made, packed shards, the loader |
 //! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
 //! | [`coordinator`] | drives `membership`: gRPC service, ledger, status, command line |
 //! | [`session`] | PURE: a worker's machine: what it does with what it hears; who holds the newest state |
@@ -28,7 +28,7 @@
 //! | `torch` | what tch lacks: a C++ shim and its safe face; streams; CUDA graphs, a plug-in |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
-//! | [`sample`] | pictures: grids, sheets with captions, films; the geometry of latents |
+//! | [`sample`] | pictures: grids, points, sheets with captions, films; the geometry of latents |
 //! | [`export`] | a generator as safetensors, TorchScript, ONNX |
 //! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
 //! | `density` | section 3.4 of the tutorial: NCE, maximum likelihood and GAN on densities in closed form |

@@ -31,6 +31,11 @@ pub struct Data {
     /// How an image becomes a square of `model.image_size`. Default `cover`.
     #[serde(default)]
     pub fit: Fit,
+    /// Images are made this many times as large as `model.image_size`, 1, 2, 4 or 8, and averaged down
+    /// to it: what a coarser level of a pyramid learns of. All levels share the packed images. Default
+    /// 1.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub reduce: u32,
     /// Samples in a shard. Default 1024: a few megabytes, so that an epoch has many shards to deal.
     #[serde(default = "shard_samples")]
     pub shard_samples: u64,
@@ -40,6 +45,14 @@ pub struct Data {
     /// What `stacked:…` stacks.
     #[serde(default, skip_serializing_if = "Stacked::is_default")]
     pub stacked: Stacked,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(number: &u32) -> bool {
+    *number == 1
 }
 
 fn shard_samples() -> u64 {
@@ -227,6 +240,18 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
         "model.channels",
         job.model.channels,
         "3 with data.uri = \"stacked:…\": an image a colour",
+    )?;
+    require(
+        [1, 2, 4, 8].contains(&data.reduce),
+        "data.reduce",
+        data.reduce,
+        "1, 2, 4 or 8",
+    )?;
+    require(
+        data.reduce == 1 || (!points && job.model.image_size * data.reduce <= 256),
+        "data.reduce",
+        data.reduce,
+        "1 for points; for images, no more than 256 pixels when model.image_size is multiplied by it",
     )?;
     require(
         (1..=1 << 24).contains(&data.shard_samples),

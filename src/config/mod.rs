@@ -546,6 +546,13 @@ spelled! {
 }
 
 impl Job {
+    /// Shape of a sample as it is packed: channels, rows, columns. Images are `data.reduce` times as
+    /// large as the networks'.
+    pub fn packed_shape(&self) -> [u32; 3] {
+        let [channels, high, wide] = self.model.sample_shape();
+        [channels, high * self.data.reduce, wide * self.data.reduce]
+    }
+
     /// Samples that one replica reads in a step: b for each of D's updates.
     pub fn replica_samples(&self) -> u32 {
         self.train.batch * self.train.discriminator_steps

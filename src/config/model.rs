@@ -14,7 +14,7 @@ pub struct Model {
     /// What the networks are made of. Default `dcgan`.
     #[serde(skip_serializing_if = "is_default")]
     pub architecture: Family,
-    /// Side of the square images, pixels: 28, 32, 64, 128 or 256. Default 64, as in the DCGAN paper.
+    /// Side of the square images, pixels: 8, 16, 28, 32, 64, 128 or 256. Default 64, as in the DCGAN paper.
     /// An `mlp` makes points, and doesn't look at it.
     pub image_size: u32,
     /// Colour channels: 1 (grey) or 3 (RGB). Default 3. An `mlp` doesn't look at it.
@@ -65,6 +65,12 @@ pub struct Model {
     /// `separate`.
     #[serde(skip_serializing_if = "is_default")]
     pub batch_norm: BatchNorm,
+    /// Whether these are the networks of a level of a Laplacian pyramid (Denton et al. 2015): G adds a
+    /// band to an image of half the side that was made larger, and D looks at an image beside that
+    /// one. The images of half the side are, while it learns, those of the data; when it draws, those
+    /// of the next coarser level. Default `false`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pyramid: bool,
     /// How the networks are told of labels. Default `none`. The data must have labels then; a fake
     /// is made for the label of the real sample in its place of the batch.
     #[serde(skip_serializing_if = "is_default")]
@@ -95,6 +101,7 @@ impl Default for Model {
             spectral_norm: false,
             discriminator_norm: Normalisation::default(),
             batch_norm: BatchNorm::default(),
+            pyramid: false,
             conditional: Conditional::default(),
             classes: 0,
         }
@@ -268,10 +275,10 @@ impl Model {
 pub(super) fn check(job: &Job) -> Result<(), Fault> {
     let model = &job.model;
     require(
-        [28, 32, 64, 128, 256].contains(&model.image_size),
+        [8, 16, 28, 32, 64, 128, 256].contains(&model.image_size),
         "model.image_size",
         model.image_size,
-        "28, 32, 64, 128 or 256",
+        "8, 16, 28, 32, 64, 128 or 256",
     )?;
     require(
         [1, 3].contains(&model.channels),
@@ -331,6 +338,18 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
         "together",
         "model.discriminator_norm = \"batch\" and model.architecture = \"dcgan\" with it: this \
          discriminator has no batch norm",
+    )?;
+    require(
+        !model.pyramid || model.architecture == Family::Dcgan,
+        "model.pyramid",
+        model.pyramid,
+        "model.architecture = \"dcgan\" with it: a pyramid is of images",
+    )?;
+    require(
+        !model.pyramid || (model.image_size >= 16 && model.image_size != 28),
+        "model.image_size",
+        model.image_size,
+        "16, 32, 64, 128 or 256 with model.pyramid: half of it is halved again down to 4",
     )?;
     let classes = model.classes;
     match model.conditional {

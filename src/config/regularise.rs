@@ -188,6 +188,12 @@ fn images(job: &Job) -> Result<(), Fault> {
         "regularise.augment",
         &list,
         "nothing, with model.architecture = \"mlp\": points have no colours and no neighbours",
+    )?;
+    require(
+        named.is_empty() || !job.model.pyramid,
+        "regularise.augment",
+        &list,
+        "nothing, with model.pyramid: the coarser images beside them would have to be altered alike",
     )
 }
 
@@ -210,6 +216,12 @@ fn packing(job: &Job) -> Result<(), Fault> {
         "train.packing",
         packing,
         "1, with model.conditional: the samples of a pack have different labels",
+    )?;
+    require(
+        packing == 1 || !job.model.pyramid,
+        "train.packing",
+        packing,
+        "1, with model.pyramid: each sample of a pack goes on from another image",
     )
 }
 

@@ -49,7 +49,7 @@ impl Element {
 
 impl Shape {
     pub(super) fn of(job: &Job) -> Self {
-        let [channels, size, _] = job.model.sample_shape();
+        let [channels, size, _] = job.packed_shape();
         Self {
             channels,
             size,

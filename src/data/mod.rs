@@ -174,6 +174,43 @@ impl Dataset {
         self.shape.bytes()
     }
 
+    /// The first `count` images as numbers in -1 … 1, averaged over squares of `by` × `by` pixels; from
+    /// the beginning again, if there are fewer.
+    ///
+    /// # Shapes
+    /// `[count, channels, size / by, size / by]`.
+    ///
+    /// # Errors
+    /// As [`shard`](Self::shard).
+    pub fn first_reduced(&self, count: usize, by: usize) -> Result<Vec<f32>, DataError> {
+        let side = self.shape.size as usize;
+        let mut values = Vec::new();
+        let (mut number, mut index) = (0, 0);
+        for _ in 0..count {
+            let mut shard = self.shard(number)?;
+            if index == shard.samples() {
+                number = (number + 1) % self.shards.len() as u32;
+                index = 0;
+                shard = self.shard(number)?;
+            }
+            let Some(sample) = shard.sample(index) else {
+                break;
+            };
+            index += 1;
+            for plane in sample.pixels.chunks_exact(side * side) {
+                for (row, column) in
+                    (0..side / by).flat_map(|y| (0..side / by).map(move |x| (y, x)))
+                {
+                    let rows = plane.chunks_exact(side).skip(row * by).take(by);
+                    let square = rows.flat_map(|row| &row[column * by..][..by]);
+                    let sum: u32 = square.map(|&value| u32::from(value)).sum();
+                    values.push(sum as f32 / (by * by) as f32 / 127.5 - 1.0);
+                }
+            }
+        }
+        Ok(values)
+    }
+
     /// A shard, verified. The first call reads all of it.
     ///
     /// # Errors

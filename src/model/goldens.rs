@@ -83,6 +83,7 @@ fn compare(golden: &Golden, case: &str, player: Player, model: &Model) {
         x: &x,
         labels: labels.as_ref(),
         noise: noise.as_ref(),
+        coarse: None,
     };
     let output = network
         .forward(input, Statistics::Batch(&statistics))

@@ -23,6 +23,6 @@ pub use initial::{initial_parameters, initial_running};
 #[cfg(feature = "torch")]
 pub use latents::Latents;
 #[cfg(feature = "torch")]
-pub use network::{Input, Network, Statistics, Values, view};
+pub use network::{Input, Network, Statistics, Values, reduced, view};
 #[cfg(feature = "torch")]
 pub use spectral::iterate;

@@ -28,6 +28,8 @@ pub struct Input<'a> {
     pub labels: Option<&'a Tensor>,
     /// Numbers from N(0, 1), `[n, noise]`, for a generator with hidden noise.
     pub noise: Option<&'a Tensor>,
+    /// The images of half the side, `[n, c, s/2, s/2]`, for a level of a pyramid.
+    pub coarse: Option<&'a Tensor>,
 }
 
 impl<'a> From<&'a Tensor> for Input<'a> {
@@ -37,6 +39,7 @@ impl<'a> From<&'a Tensor> for Input<'a> {
             x,
             labels: None,
             noise: None,
+            coarse: None,
         }
     }
 }
@@ -182,6 +185,11 @@ impl<'a> Network<'a> {
                     .f_amax([2i64], false)?,
                 Activation::Tanh => y.f_tanh_()?,
                 Activation::Identity => y.f_unsqueeze(-1)?.f_unsqueeze(-1)?,
+                Activation::Band => {
+                    let coarse = input.coarse.ok_or_else(|| lacking("a coarser image"))?;
+                    let side = stage.layer.side_out();
+                    y.f_add(&resized(coarse, side)?.f_to_kind(y.kind())?)?
+                }
                 Activation::Logit => y.f_flatten(0, -1)?,
             };
             if !stage.noise.is_empty() {
@@ -234,6 +242,10 @@ impl<'a> Network<'a> {
                     everywhere(input.x.f_narrow(1, from, len)?)?
                 }
                 Appended::OneHot => everywhere(one_hot()?.shallow_clone())?,
+                Appended::Coarse => {
+                    let coarse = input.coarse.ok_or_else(|| lacking("a coarser image"))?;
+                    resized(coarse, stage.layer.side_in())?.f_to_kind(kind)?
+                }
                 Appended::Plane(index) => {
                     let planes = &self.weights[*index];
                     let plane = one_hot()?.f_to_kind(planes.kind())?.f_matmul(planes)?;
@@ -339,6 +351,27 @@ impl<'a> Network<'a> {
             true,
         )?)
     }
+}
+
+/// Images made as large or as small as this: pixels repeated, or averaged.
+fn resized(images: &Tensor, side: usize) -> Result<Tensor, TorchError> {
+    let (found, side) = (images.size()[3], side as i64);
+    Ok(match side {
+        _ if side > found => images.f_upsample_nearest2d([side, side], None::<f64>, None::<f64>)?,
+        _ if side < found => reduced(images, found / side)?,
+        _ => images.shallow_clone(),
+    })
+}
+
+/// Images averaged over squares of `by` × `by` pixels.
+///
+/// # Errors
+/// [`TorchError`].
+pub fn reduced(images: &Tensor, by: i64) -> Result<Tensor, TorchError> {
+    if by == 1 {
+        return Ok(images.shallow_clone());
+    }
+    Ok(images.f_avg_pool2d([by, by], [by, by], [0, 0], false, true, None::<i64>)?)
 }
 
 fn lacking(what: &str) -> TorchError {

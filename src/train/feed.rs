@@ -238,6 +238,7 @@ impl Feed {
             latents: fake(&self.latents)?,
             labels: self.labels.as_ref().map(real).transpose()?,
             noise: self.noise.as_ref().map(fake).transpose()?,
+            coarse: None,
             chance: self.chances[replica][round as usize].share(),
         })
     }

@@ -30,6 +30,7 @@ mod layout;
 mod optimizer;
 mod pace;
 mod pool;
+mod pyramid;
 mod sampler;
 mod snapshot;
 mod state;
@@ -41,6 +42,7 @@ mod tests;
 mod update;
 
 pub use error::{Attempt, Mismatch, TrainError};
+pub use pyramid::Pyramid;
 pub use sampler::Sampler;
 
 use crate::checkpoint::Snapshot;
@@ -334,6 +336,21 @@ impl Trainer {
     pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
         let _aside = self.read_aside()?;
         self.sampler()?.values(latents, labels)
+    }
+
+    /// The images that a level of a pyramid makes of coarser ones, 0 … 255: [`Sampler::refine`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn refine_images(
+        &self,
+        coarse: &[f32],
+        latents: &Latents,
+        labels: &[u32],
+    ) -> Result<Vec<u8>, TrainError> {
+        let _aside = self.read_aside()?;
+        let images = self.sampler()?.refine(coarse, latents, labels)?;
+        Ok(images.into_iter().map(sampler::byte).collect())
     }
 
     /// Only while the state is [read aside](Self::read_aside).

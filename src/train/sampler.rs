@@ -26,6 +26,14 @@ pub struct Sampler {
     device: Device,
 }
 
+/// What some samples are made from.
+struct Given<'a> {
+    /// Coarser images, for a level of a pyramid.
+    coarse: Option<&'a [f32]>,
+    latents: &'a [f32],
+    labels: &'a [u32],
+}
+
 impl Sampler {
     /// A generator from the state dict in a checkpoint's file `generator` or `generator_ema`.
     ///
@@ -128,12 +136,65 @@ impl Sampler {
     ) -> Result<Vec<u8>, TrainError> {
         let computed = self.running.f_zeros_like().map_err(TorchError::from)?;
         let statistics = Statistics::Batch(&computed);
-        Ok(bytes(self.in_chunks(
+        let values = self.in_chunks(None, latents, labels, statistics, batch.max(1))?;
+        Ok(bytes(values))
+    }
+
+    /// What a level of a pyramid makes of these coarser images, one a latent: images of twice their
+    /// side.
+    ///
+    /// # Shapes
+    /// `[latents.count(), c, s/2, s/2]` to `[latents.count(), c, s, s]`, about -1 … 1.
+    ///
+    /// # Errors
+    /// As [`values`](Self::values), and [`TrainError::Coarse`] for coarser images that are too few or
+    /// not of half the side, or if the generator is no level of a pyramid.
+    pub fn refine(
+        &self,
+        coarse: &[f32],
+        latents: &Latents,
+        labels: &[u32],
+    ) -> Result<Vec<f32>, TrainError> {
+        self.in_chunks(
+            Some(coarse),
             latents,
             labels,
-            batch.max(1),
-            statistics,
-        )?))
+            Statistics::Running(&self.running),
+            CHUNK,
+        )
+    }
+
+    /// The generator's `[model]`.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Whether the generator is a level of a pyramid: it [refines](Self::refine) images.
+    pub fn refines(&self) -> bool {
+        self.model.pyramid
+    }
+
+    /// Numbers of a coarser image.
+    fn coarse_len(&self) -> usize {
+        let [channels, high, wide] = self.model.sample_shape().map(|side| side as usize);
+        channels * (high / 2) * (wide / 2)
+    }
+
+    fn check_coarse(&self, coarse: Option<&[f32]>, count: usize) -> Result<(), TrainError> {
+        let wrong = |detail: String| Err(TrainError::Coarse { detail });
+        let side = self.model.image_size / 2;
+        match (self.model.pyramid, coarse) {
+            (true, None) => wrong(format!(
+                "the generator is a level of a pyramid, and refines images of {side}×{side} pixels: it \
+                 needs some"
+            )),
+            (false, Some(_)) => wrong("the generator is no level of a pyramid".to_owned()),
+            (true, Some(coarse)) if coarse.len() != count * self.coarse_len() => wrong(format!(
+                "{} numbers for {count} images of {side}×{side} pixels",
+                coarse.len()
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The labels 0, 1, 2 … `model.classes` - 1, 0, 1 …; zeros, if the generator isn't conditional.
@@ -152,15 +213,16 @@ impl Sampler {
     /// [`TrainError::Latents`] for latents of another size, [`TrainError::Labels`] for labels that
     /// are too few or that there aren't, or [`TrainError::Torch`].
     pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
-        self.in_chunks(latents, labels, CHUNK, Statistics::Running(&self.running))
+        self.in_chunks(None, latents, labels, Statistics::Running(&self.running), CHUNK)
     }
 
     fn in_chunks(
         &self,
+        coarse: Option<&[f32]>,
         latents: &Latents,
         labels: &[u32],
-        chunk: usize,
         statistics: Statistics<'_>,
+        chunk: usize,
     ) -> Result<Vec<f32>, TrainError> {
         let size = self.model.latent as usize;
         if latents.size() != size {
@@ -170,6 +232,8 @@ impl Sampler {
             });
         }
         self.check_labels(latents.count(), labels)?;
+        self.check_coarse(coarse, latents.count())?;
+        let mut coarse = coarse.map(|coarse| coarse.chunks(chunk * self.coarse_len()));
         let mut values = Vec::new();
         let mut labels = labels.chunks(chunk);
         for latents in latents.values().chunks(chunk * size) {
@@ -178,8 +242,12 @@ impl Sampler {
                 // What fills it up would be part of the statistics.
                 Statistics::Batch(_) => latents.len() / size,
             };
-            let labels = labels.next().unwrap_or_default();
-            let made = self.chunk(latents, labels, batch, statistics)?;
+            let given = Given {
+                coarse: coarse.as_mut().and_then(Iterator::next),
+                latents,
+                labels: labels.next().unwrap_or_default(),
+            };
+            let made = self.chunk(given, batch, statistics)?;
             let old = values.len();
             values.resize(old + made.numel(), 0.0);
             made.f_copy_data(&mut values[old..], made.numel())
@@ -204,14 +272,18 @@ impl Sampler {
         }
     }
 
-    /// The samples of these latents, computed as a batch of `batch`, in host memory.
+    /// The samples of what is given, computed as a batch of `batch`, in host memory.
     fn chunk(
         &self,
-        latents: &[f32],
-        labels: &[u32],
+        given: Given<'_>,
         batch: usize,
         statistics: Statistics<'_>,
     ) -> Result<Tensor, TrainError> {
+        let Given {
+            coarse,
+            latents,
+            labels,
+        } = given;
         let size = self.model.latent as usize;
         let count = latents.len() / size;
         let mut padded = vec![0.0; batch * size];
@@ -231,10 +303,12 @@ impl Sampler {
             let noise = noise
                 .map(|noise| place(noise, &[batch as i64, -1]))
                 .transpose()?;
+            let coarse = coarse.map(|coarse| self.coarse(coarse, batch)).transpose()?;
             let input = Input {
                 x: &z,
                 labels: Some(&labels),
                 noise: noise.as_ref(),
+                coarse: coarse.as_ref(),
             };
             let values = Values {
                 parameters: &self.parameters,
@@ -248,6 +322,17 @@ impl Sampler {
                 .f_contiguous()?)
         });
         Ok(drawn?)
+    }
+
+    /// Coarser images, filled up to `batch`.
+    fn coarse(&self, images: &[f32], batch: usize) -> Result<Tensor, TorchError> {
+        let mut padded = vec![0.0; batch * self.coarse_len()];
+        padded[..images.len()].copy_from_slice(images);
+        let [channels, high, wide] = self.model.sample_shape().map(i64::from);
+        let shape = [batch as i64, channels, high / 2, wide / 2];
+        Ok(Tensor::f_from_slice(&padded)?
+            .f_view(shape)?
+            .f_to_device(self.device)?)
     }
 
     /// Hidden noise for these latents, filled up to `batch`: of each, a function of the latent, so
@@ -268,8 +353,11 @@ impl Sampler {
     }
 }
 
-/// -1 … 1 to 0 … 255, as libtorch rounds: halves to even.
 fn bytes(values: Vec<f32>) -> Vec<u8> {
-    let byte = |value: f32| ((value + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8;
     values.into_iter().map(byte).collect()
+}
+
+/// A value of an image, -1 … 1, as 0 … 255, rounded as libtorch does: halves to even.
+pub(super) fn byte(value: f32) -> u8 {
+    ((value + 1.0) * 127.5).round_ties_even().clamp(0.0, 255.0) as u8
 }

@@ -7,7 +7,7 @@ use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
 use super::state::PlayerState;
 use crate::config::{BatchNorm, Job, MemoryFormat, Model, Precision, Update};
 use crate::data::{Batch, Pixels};
-use crate::model::{Architecture, Input, Latents, Network, Statistics, Values, view};
+use crate::model::{Architecture, Input, Latents, Network, Statistics, Values, reduced, view};
 use crate::objective::{self, Objective};
 use crate::random::{Domain, Key};
 use crate::regularise::{
@@ -31,11 +31,14 @@ pub(super) struct Game {
     pub(super) discriminator_layout: DiscriminatorLayout,
     pub(super) generator_layout: GeneratorLayout,
     pub(super) seed: u64,
-    /// Shape of a batch of samples: `[b, c, s, s]`; a point's coordinates are channels of one pixel.
+    /// Shape of a batch of samples as they are packed: `[b, c, s, s]`; a point's coordinates are
+    /// channels of one pixel.
     pub(super) images: [i64; 4],
     /// Of the samples: bytes of images, or numbers of points.
     pub(super) kind: Kind,
     pub(super) model: Model,
+    /// `data.reduce`.
+    reduce: i64,
     pub(super) device: Device,
 }
 
@@ -126,6 +129,9 @@ pub(super) struct Inputs {
     pub(super) labels: Option<Tensor>,
     /// `[b, noise]`, if the generator has hidden noise.
     pub(super) noise: Option<Tensor>,
+    /// `[b, c, s/2, s/2]`: the real samples at half their side, for a level of a pyramid. Made of the
+    /// pixels when a step begins.
+    pub(super) coarse: Option<Tensor>,
     /// What regularisers draw.
     pub(super) chance: Chance,
 }
@@ -139,6 +145,7 @@ impl Inputs {
             latents: self.latents.shallow_clone(),
             labels: share(&self.labels),
             noise: share(&self.noise),
+            coarse: share(&self.coarse),
             chance: self.chance.share(),
         }
     }
@@ -149,6 +156,7 @@ impl Inputs {
             x: &self.latents,
             labels: self.labels.as_ref(),
             noise: self.noise.as_ref(),
+            coarse: self.coarse.as_ref(),
         }
     }
 
@@ -156,6 +164,7 @@ impl Inputs {
     pub(super) fn judged<'a>(&'a self, samples: &'a Tensor) -> Input<'a> {
         Input {
             labels: self.labels.as_ref(),
+            coarse: self.coarse.as_ref(),
             ..Input::from(samples)
         }
     }
@@ -219,7 +228,7 @@ impl Game {
         let order = job.train.memory_format;
         let generator = Architecture::generator(model).ordered(order);
         let discriminator = Architecture::discriminator(model, job.train.packing).ordered(order);
-        let [channels, high, wide] = model.sample_shape().map(i64::from);
+        let [channels, high, wide] = job.packed_shape().map(i64::from);
         Self {
             discriminator_layout: DiscriminatorLayout::new(&discriminator),
             generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
@@ -241,6 +250,7 @@ impl Game {
                 false => Kind::Uint8,
             },
             model: model.clone(),
+            reduce: i64::from(job.data.reduce),
             device,
         }
     }
@@ -256,6 +266,7 @@ impl Game {
         let (generated, real, faked) = self.clear(&vectors)?;
         let generator = self.trainable(&self.generator, weights.generator())?;
         let discriminator = self.trainable(&self.discriminator, weights.discriminator())?;
+        let inputs = &self.complete(inputs)?;
         let x = self.seen(inputs)?;
 
         let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
@@ -328,6 +339,7 @@ impl Game {
         let generated = part(&vector, &to.generated)?.f_zero_()?;
         let _judged = part(&vector, &to.judged)?.f_zero_()?;
         let generator = self.trainable(&self.generator, weights.generator())?;
+        let inputs = &self.complete(inputs)?;
         let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
         let real = match self.keeps_real() {
             true => Some(self.seen(inputs)?.f_detach()?),
@@ -358,6 +370,7 @@ impl Game {
         let look = faked.f_zeros_like()?;
         let generator = self.trainable(&self.generator, weights.generator())?;
         let discriminator = self.trainable(&self.discriminator, weights.discriminator())?;
+        let inputs = &self.complete(inputs)?;
         let x = self.seen(inputs)?;
 
         let fake = generator.forward(inputs.latent(), Statistics::Batch(&generated))?;
@@ -411,8 +424,10 @@ impl Game {
         let both = Tensor::f_cat(&[&real.f_to_kind(fake.kind())?, fake], 0)?;
         let twice = |labels: &Tensor| Tensor::f_cat(&[labels, labels], 0);
         let labels = inputs.labels.as_ref().map(twice).transpose()?;
+        let coarse = inputs.coarse.as_ref().map(twice).transpose()?;
         let input = Input {
             labels: labels.as_ref(),
+            coarse: coarse.as_ref(),
             ..Input::from(&both)
         };
         let logits = discriminator.forward(input, Statistics::Batch(of_real))?;
@@ -492,10 +507,20 @@ impl Game {
             MemoryFormat::ChannelsLast => channels_last(pixels)?,
             MemoryFormat::Contiguous => pixels.f_contiguous()?,
         };
-        Ok(pixels
+        let images = pixels
             .f_to_kind(Kind::Float)?
             .f_divide_scalar_(127.5)?
-            .f_sub_scalar_(1.0)?)
+            .f_sub_scalar_(1.0)?;
+        reduced(&images, self.reduce)
+    }
+
+    /// The inputs with what is made of the pixels.
+    fn complete(&self, inputs: &Inputs) -> Result<Inputs, TorchError> {
+        let mut inputs = inputs.share();
+        if self.model.pyramid {
+            inputs.coarse = Some(reduced(&self.real(&inputs.pixels)?, 2)?);
+        }
+        Ok(inputs)
     }
 
     /// A round's share of a batch, and what else it takes, brought to the device. `cache` is the data
@@ -557,6 +582,7 @@ impl Game {
             latents: self.latents(of)?.to_tensor(self.device)?,
             labels,
             noise,
+            coarse: None,
             chance,
         })
     }

@@ -409,10 +409,19 @@ impl Run<'_> {
         let labels: Vec<u32> = (0..count as u32)
             .map(|image| image / columns % job.model.classes.max(1))
             .collect();
+        let pixels = match job.model.pyramid {
+            // Real images of half the side are made finer: the level below is another job.
+            true => {
+                let by = 2 * job.data.reduce as usize;
+                let coarse = self.tools.dataset.first_reduced(count, by)?;
+                self.trainer.refine_images(&coarse, &latents, &labels)?
+            }
+            false => self.trainer.sample_of(&latents, &labels)?,
+        };
         let images = Images {
             channels: job.model.channels,
             size: job.model.image_size,
-            pixels: self.trainer.sample_of(&latents, &labels)?,
+            pixels,
         };
         saver.picture(self.trainer.step(), images, columns);
         Ok(())

@@ -81,6 +81,10 @@ impl List {
                 parameters: Vec::new(),
                 statistics: 0,
                 running: 0,
+                coarse: match model.pyramid {
+                    true => model.channels as usize,
+                    false => 0,
+                },
                 classes: match model.is_conditional() {
                     true => model.classes as usize,
                     false => 0,
@@ -128,6 +132,9 @@ impl List {
             if stage == 0 && model.is_conditional() {
                 appended.push(Appended::OneHot);
             }
+            if stage > 0 && model.pyramid {
+                appended.push(Appended::Coarse);
+            }
             let inputs = self.channels + self.channels_of(&appended);
             let (kernel, stride, padding) = match stage {
                 0 => (side, 1, 0),
@@ -146,6 +153,9 @@ impl List {
                 side_out: side,
             });
             match last {
+                true if model.pyramid => {
+                    self.push(layer, appended, Follows::Nothing, Activation::Band)
+                }
                 true => self.push(layer, appended, Follows::Nothing, Activation::Tanh),
                 false => self.push(layer, appended, Follows::Batch, Activation::Relu),
             }
@@ -162,11 +172,11 @@ impl List {
             _ => None,
         };
         for (stage, &side_out) in sides.iter().skip(1).enumerate() {
-            let appended: Vec<_> = plane
-                .filter(|_| stage == 0)
-                .map(Appended::Plane)
-                .into_iter()
-                .collect();
+            let mut appended = Vec::new();
+            if stage == 0 {
+                appended.extend(plane.map(Appended::Plane));
+                appended.extend(model.pyramid.then_some(Appended::Coarse));
+            }
             let layer = Layer::Convolution(Convolution {
                 transposed: false,
                 inputs: self.channels + self.channels_of(&appended),
@@ -271,6 +281,7 @@ impl List {
             Appended::Latent(range) => range.len(),
             Appended::OneHot => self.architecture.classes,
             Appended::Plane(_) => 1,
+            Appended::Coarse => self.architecture.coarse,
         };
         appended.iter().map(channels).sum()
     }

@@ -76,6 +76,8 @@ pub enum Activation {
     Tanh,
     /// None: a point.
     Identity,
+    /// None: a band, which is added to the coarser image.
+    Band,
     /// None: a logit.
     Logit,
 }
@@ -289,6 +291,8 @@ pub enum Appended {
     OneHot,
     /// The label's plane: a row of the parameter with this index.
     Plane(usize),
+    /// The coarser image, made as large or as small as the layer's input.
+    Coarse,
 }
 
 /// A layer and what follows it.
@@ -360,6 +364,8 @@ pub struct Architecture {
     /// Length of the vector of running values: running statistics, then every spectral norm's
     /// vectors.
     pub running: usize,
+    /// Channels of the coarser image that it goes on from, or 0.
+    pub coarse: usize,
     /// How many labels there are, if it is told of them, else 0.
     pub classes: usize,
     /// Index of the vectors, one a label, that D's last features are multiplied by.

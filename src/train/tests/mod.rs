@@ -54,7 +54,7 @@ fn job(update: Update, ema_decay: f64) -> Job {
 /// Samples that are a function of step and replica.
 fn batch(job: &Job, step: u64, replica: u32) -> Batch {
     let mut stream = Key::new(Domain::Span, &[step, u64::from(replica)]).stream();
-    let len = job.replica_samples() * job.model.sample_shape().iter().product::<u32>();
+    let len = job.replica_samples() * job.packed_shape().iter().product::<u32>();
     let pixels = match job.model.has_points() {
         true => Pixels::Numbers((0..len).map(|_| stream.normal() as f32).collect()),
         false => Pixels::Bytes((0..len).map(|_| stream.below(256) as u8).collect()),

@@ -78,6 +78,26 @@ fn variants() -> Vec<(&'static str, Model)> {
             "batch norm of both together",
             with(&|model| model.batch_norm = BatchNorm::Together, &small),
         ),
+        (
+            "a level of a pyramid, with labels",
+            with(
+                &|model| {
+                    model.pyramid = true;
+                    told(model, Conditional::Concatenation);
+                },
+                &small,
+            ),
+        ),
+        (
+            "a level of a pyramid, batch norm together",
+            with(
+                &|model| {
+                    model.pyramid = true;
+                    model.batch_norm = BatchNorm::Together;
+                },
+                &small,
+            ),
+        ),
         ("points", point.clone()),
         (
             "points, split latents, noise, labels by concatenation, spectral norm",
@@ -202,6 +222,27 @@ fn all_parameters_of_every_network_are_trained() {
         // Rows of labels that nobody has seen stay, others don't: G depends on the label.
         let sampler = Sampler::new(&job.model, &after.files["generator"], Device::Cpu).unwrap();
         let latents = Latents::of(&job.model, Key::new(Domain::Samples, &[1]), 3).unwrap();
+        if job.model.pyramid {
+            assert!(
+                sampler.values(&latents, &[0, 0, 0]).is_err(),
+                "there is nothing to refine"
+            );
+            let grey: Vec<f32> = (0..3 * 256)
+                .map(|i| (i % 256) as f32 / 128.0 - 1.0)
+                .collect();
+            let images = sampler.refine(&grey, &latents, &[0, 0, 0]).unwrap();
+            assert_eq!(images.len(), 3 * 1024);
+            // A band is added: the image is near the coarser one, in each square of 2×2.
+            let off: f32 = (0..256)
+                .map(|i| {
+                    let at = i / 16 * 2 * 32 + i % 16 * 2;
+                    let square = images[at] + images[at + 1] + images[at + 32] + images[at + 33];
+                    (square / 4.0 - grey[i]).abs() / 256.0
+                })
+                .sum();
+            assert!(off < 0.5, "{off}");
+            continue;
+        }
         let zeros = sampler.values(&latents, &[0, 0, 0]).unwrap();
         assert!(zeros.iter().all(|value| value.is_finite()), "{name}");
         if job.model.is_conditional() {
@@ -224,6 +265,33 @@ fn all_parameters_of_every_network_are_trained() {
             zeros[size..2 * size],
             "{name}"
         );
+    }
+}
+
+#[test]
+fn a_pyramid_is_drawn_from_coarse_to_fine() {
+    let level = |image_size: u32, pyramid: bool| {
+        let mut job = job(Update::Alternating, 0.0);
+        job.model.image_size = image_size;
+        job.model.pyramid = pyramid;
+        job.data.reduce = 32 / image_size;
+        let mut trainer = trainer(&job, 0..REPLICAS, 2);
+        let state = train(&mut trainer, 1);
+        Sampler::new(&job.model, &state.files["generator"], Device::Cpu).unwrap()
+    };
+    let pyramid = Pyramid::new(vec![level(8, false), level(16, true), level(32, true)]).unwrap();
+    let images = pyramid.draw(3, &[0; 5]).unwrap();
+    assert_eq!(images.len(), 5 * 32 * 32);
+    // An image doesn't depend on how many are drawn, and begins with the coarsest level's.
+    assert_eq!(pyramid.draw(3, &[0; 5]).unwrap(), images);
+    for (levels, says) in [
+        (vec![level(16, true)], "below it"),
+        (vec![level(8, false), level(32, true)], "twice the side"),
+        (vec![level(8, false), level(16, false)], "model.pyramid"),
+        (vec![], "at least one"),
+    ] {
+        let error = Pyramid::new(levels).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
     }
 }
 

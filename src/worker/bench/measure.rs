@@ -189,7 +189,7 @@ pub(super) enum Feed {
 impl Feed {
     pub(super) fn noise(job: &Job) -> Self {
         let (model, train) = (&job.model, &job.train);
-        let sample: u64 = model.sample_shape().into_iter().map(u64::from).product();
+        let sample: u64 = job.packed_shape().into_iter().map(u64::from).product();
         let len = u64::from(job.replica_samples()) * sample;
         let batch = |number| {
             // A generator by Marsaglia (2003), xorshift64, from a key: quick, and noise enough.

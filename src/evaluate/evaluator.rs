@@ -182,11 +182,13 @@ impl Evaluator {
     ) -> Result<Evaluation, EvaluateError> {
         let count = self.protocol.samples as usize;
         let seed = self.protocol.seed;
+        // What threads may look at; the features of real samples are a tensor, and none of that.
+        let (judge, device, labels) = (&self.judge, self.device, self.labels.as_deref());
         let parts = self.crew.run(
             count.div_ceil(CHUNK),
             || {
-                let sampler = Sampler::new(model, tensors, self.device)?;
-                Ok((sampler, self.judge.share(self.device)?))
+                let sampler = Sampler::new(model, tensors, device)?;
+                Ok((sampler, judge.share(device)?))
             },
             |(sampler, judge), chunk| {
                 // All of a chunk is drawn even if fewer are needed: the first of them are the same
@@ -195,7 +197,7 @@ impl Evaluator {
                 let latents = Latents::of(model, key, CHUNK)?;
                 let wanted = CHUNK.min(count - chunk * CHUNK);
                 // A generator that is told of labels makes as many of each as the data has.
-                let labels = match &self.labels {
+                let labels = match labels {
                     Some(labels) => labels[chunk * CHUNK..][..wanted].iter().copied().cycle(),
                     None => UNLABELLED.iter().copied().cycle(),
                 };

@@ -7,7 +7,7 @@ use super::chart::{Axis, BLUE, Form, GREY, Page, Panel, Series, VERMILION};
 use super::{Drawing, FigureError, Picture, Study};
 use crate::config::{Adam, Objective};
 use crate::density::{Between, Perceptron};
-use crate::evaluate::Mixture;
+use crate::data::Mixture;
 use crate::objective;
 use crate::random::{Domain, Key};
 use crate::torch::{Generator, TorchError};
@@ -38,11 +38,15 @@ fn normal(key: Key, shape: [usize; 2]) -> Result<Tensor, TorchError> {
     Ok(drawn)
 }
 
-/// PacGAN's ring, with wider modes: in minutes, small networks don't come as close as its 0.01.
+/// PacGAN's ring, eight modes on the unit circle, with wider ones: in minutes, small networks don't
+/// come as close as its 0.01.
 fn ring() -> Mixture {
+    let angle = |mode: u32| f64::from(mode) * std::f64::consts::TAU / 8.0;
     Mixture {
+        centres: (0..8)
+            .map(|mode| [angle(mode).cos(), angle(mode).sin()])
+            .collect(),
         deviation: 0.05,
-        ..Mixture::ring()
     }
 }
 
@@ -69,14 +73,11 @@ fn points(samples: &Tensor) -> Result<Vec<[f64; 2]>, TorchError> {
 /// The share of the samples at each mode: within three standard deviations.
 fn shares(samples: &[[f64; 2]]) -> Vec<f64> {
     let Mixture { centres, deviation } = ring();
-    let alone = |centre| Mixture {
-        centres: vec![centre],
-        deviation,
+    let share = |[x, y]: [f64; 2]| {
+        let near = |at: &&[f64; 2]| (at[0] - x).hypot(at[1] - y) <= 3.0 * deviation;
+        samples.iter().filter(near).count() as f64 / samples.len().max(1) as f64
     };
-    let centres = centres.into_iter();
-    centres
-        .map(|centre| alone(centre).spread(samples).high_quality)
-        .collect()
+    centres.into_iter().map(share).collect()
 }
 
 /// How many modes there are, and how many samples between them. A mode counts with a fifth of the

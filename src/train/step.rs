@@ -38,7 +38,7 @@ pub(super) struct Game {
     pub(super) kind: Kind,
     pub(super) model: Model,
     /// `data.reduce`.
-    reduce: i64,
+    pub(super) reduce: i64,
     pub(super) device: Device,
 }
 

@@ -13,6 +13,10 @@ use tch::{Device, Tensor};
 /// order for other batch sizes, so an image would depend on how many are drawn with it.
 const CHUNK: usize = 16;
 
+/// Points that are drawn at a time: a product of matrices may add up a row in another order for its
+/// place among the others.
+const POINTS: usize = 1;
+
 /// A generator with its running statistics. Each image depends on its own latent only.
 ///
 /// The bits also depend on the intra-op threads of the calling thread; see
@@ -183,10 +187,10 @@ impl Sampler {
         }
         self.check_labels(latents.count(), labels)?;
         self.check_coarse(coarse, latents.count())?;
-        let mut coarse = coarse.map(|coarse| coarse.chunks(CHUNK * self.coarse_len()));
+        let mut coarse = coarse.map(|coarse| coarse.chunks(self.chunk_len() * self.coarse_len()));
         let mut values = Vec::new();
-        let mut labels = labels.chunks(CHUNK);
-        for latents in latents.values().chunks(CHUNK * size) {
+        let mut labels = labels.chunks(self.chunk_len());
+        for latents in latents.values().chunks(self.chunk_len() * size) {
             let coarse = coarse.as_mut().and_then(Iterator::next);
             let made = self.chunk(coarse, latents, labels.next().unwrap_or_default())?;
             let old = values.len();
@@ -213,7 +217,15 @@ impl Sampler {
         }
     }
 
-    /// At most [`CHUNK`] samples, in host memory.
+    /// Samples that are drawn at a time.
+    fn chunk_len(&self) -> usize {
+        match self.model.has_points() {
+            true => POINTS,
+            false => CHUNK,
+        }
+    }
+
+    /// At most [`chunk_len`](Self::chunk_len) samples, in host memory.
     fn chunk(
         &self,
         coarse: Option<&[f32]>,
@@ -222,9 +234,10 @@ impl Sampler {
     ) -> Result<Tensor, TrainError> {
         let size = self.model.latent as usize;
         let count = latents.len() / size;
-        let mut padded = vec![0.0; CHUNK * size];
+        let chunk = self.chunk_len();
+        let mut padded = vec![0.0; chunk * size];
         padded[..latents.len()].copy_from_slice(latents);
-        let mut classes = vec![0i64; CHUNK];
+        let mut classes = vec![0i64; chunk];
         for (to, &label) in classes.iter_mut().zip(labels) {
             *to = i64::from(label);
         }
@@ -232,12 +245,12 @@ impl Sampler {
             let place = |tensor: Tensor, shape: &[i64]| -> Result<Tensor, TorchError> {
                 Ok(tensor.f_view(shape)?.f_to_device(self.device)?)
             };
-            let z = [CHUNK as i64, size as i64, 1, 1];
+            let z = [chunk as i64, size as i64, 1, 1];
             let z = place(Tensor::f_from_slice(&padded)?, &z)?;
-            let labels = place(Tensor::f_from_slice(&classes)?, &[CHUNK as i64])?;
+            let labels = place(Tensor::f_from_slice(&classes)?, &[chunk as i64])?;
             let noise = self.noise(latents)?;
             let noise = noise
-                .map(|noise| place(noise, &[CHUNK as i64, -1]))
+                .map(|noise| place(noise, &[chunk as i64, -1]))
                 .transpose()?;
             let coarse = coarse.map(|coarse| self.coarse(coarse)).transpose()?;
             let input = Input {
@@ -260,7 +273,7 @@ impl Sampler {
         Ok(drawn?)
     }
 
-    /// Coarser images, filled up to [`CHUNK`].
+    /// Coarser images, filled up to a chunk.
     fn coarse(&self, images: &[f32]) -> Result<Tensor, TorchError> {
         let mut padded = vec![0.0; CHUNK * self.coarse_len()];
         padded[..images.len()].copy_from_slice(images);
@@ -271,14 +284,14 @@ impl Sampler {
             .f_to_device(self.device)?)
     }
 
-    /// Hidden noise for these latents, filled up to [`CHUNK`]: of each, a function of the latent, so
+    /// Hidden noise for these latents, filled up to a chunk: of each, a function of the latent, so
     /// that what is drawn doesn't depend on what is drawn beside it.
     fn noise(&self, latents: &[f32]) -> Result<Option<Tensor>, TorchError> {
         let len = self.architecture.noise;
         if len == 0 {
             return Ok(None);
         }
-        let mut noise = vec![0.0; CHUNK * len];
+        let mut noise = vec![0.0; self.chunk_len() * len];
         let latents = latents.chunks(self.model.latent as usize);
         for (latent, place) in latents.zip(noise.chunks_exact_mut(len)) {
             let numbers: Vec<u64> = latent.iter().map(|z| u64::from(z.to_bits())).collect();

@@ -2,6 +2,7 @@
 //! `tests/goldens/make_networks.py` has written.
 //!
 //! The largest difference in a tensor is at most 2e-5 of its largest element.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use super::architecture::Source;
 use super::{Architecture, Input, Network, Player, Statistics, Values, iterate, view};

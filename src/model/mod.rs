@@ -6,7 +6,8 @@
 
 pub mod architecture;
 pub mod cost;
-#[cfg(all(test, feature = "torch"))]
+#[cfg(test)]
+#[cfg(feature = "torch")]
 mod goldens;
 #[cfg(feature = "torch")]
 mod initial;

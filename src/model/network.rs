@@ -162,7 +162,14 @@ impl<'a> Network<'a> {
         let mut judgement = None;
         for stage in &architecture.stages {
             let weight = &self.weights[stage.weight];
+            let first = x.is_none() || stage.weight == 0;
             let whole = self.extend(stage, x, input, one_hot.as_ref())?;
+            let whole = match stage.layer {
+                // Libraries choose how they multiply matrices by where these begin in memory, and
+                // what is fed may begin anywhere.
+                Layer::Linear(_) if first => whole.f_mul_scalar(1.0)?,
+                _ => whole,
+            };
             if stage.activation == Activation::Logit {
                 judgement = self.project(&whole, one_hot.as_ref())?;
             }

@@ -13,6 +13,10 @@ use tch::{Device, Tensor};
 /// order for other batch sizes, so an image would depend on how many are drawn with it.
 const CHUNK: usize = 16;
 
+/// Points that are drawn at a time: a product of matrices may add up a row in another order for its
+/// place among the others.
+const POINTS: usize = 1;
+
 /// A generator with its running statistics. Each image depends on its own latent only.
 ///
 /// The bits also depend on the intra-op threads of the calling thread; see
@@ -160,7 +164,7 @@ impl Sampler {
             latents,
             labels,
             Statistics::Running(&self.running),
-            CHUNK,
+            self.chunk_len(),
         )
     }
 
@@ -213,7 +217,7 @@ impl Sampler {
     /// [`TrainError::Latents`] for latents of another size, [`TrainError::Labels`] for labels that
     /// are too few or that there aren't, or [`TrainError::Torch`].
     pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
-        self.in_chunks(None, latents, labels, Statistics::Running(&self.running), CHUNK)
+        self.in_chunks(None, latents, labels, Statistics::Running(&self.running), self.chunk_len())
     }
 
     fn in_chunks(
@@ -269,6 +273,14 @@ impl Sampler {
             )),
             None if labels.len() != count => wrong(format!("{} for {count} latents", labels.len())),
             None => Ok(()),
+        }
+    }
+
+    /// Samples that are drawn at a time.
+    fn chunk_len(&self) -> usize {
+        match self.model.has_points() {
+            true => POINTS,
+            false => CHUNK,
         }
     }
 

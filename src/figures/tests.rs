@@ -48,10 +48,11 @@ fn trained() -> Trained {
         latent: 6,
         generator_width: 4,
         discriminator_width: 4,
+        ..Model::default()
     };
     let architecture = Architecture::generator(&model);
     let parameters = initial_parameters(&architecture, 3).unwrap();
-    let len = architecture.statistics as i64;
+    let len = architecture.running as i64;
     let running = tch::Tensor::ones([len], (tch::Kind::Float, tch::Device::Cpu));
     let sampler = Sampler::over(
         architecture,
@@ -61,7 +62,7 @@ fn trained() -> Trained {
         tch::Device::Cpu,
     )
     .unwrap();
-    Trained::new(sampler, 1, 32, "step 0".to_owned())
+    Trained::new(sampler, "step 0".to_owned()).unwrap()
 }
 
 #[test]

@@ -89,7 +89,7 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
     const AROUND: f32 = 0.25;
     let none = || FigureError::Plot("there are no latents to add up".to_owned());
     let latents = trained.latents(study.seed, CHOICE)?;
-    let images = trained.paint(&latents)?;
+    let images = trained.paint_alike(&latents)?;
     let measured: Vec<Measure> = (0..CHOICE).map(|n| measure(&images, n)).collect();
     let ranks_of = |of: Measure| {
         [
@@ -134,7 +134,7 @@ pub(super) fn draw(study: &Study, trained: &Trained) -> Result<Drawing, FigureEr
     }
     shown.extend(means.iter().map(|(_, of)| of.clone()));
     shown.push(sum);
-    let drawn = trained.paint(&shown)?;
+    let drawn = trained.paint_alike(&shown)?;
     let columns = terms.len() + 1;
     let last = ranks_of(measure(&drawn, shown.len() - 1));
     let captions = (0..shown.len()).map(|n| match (n / columns, n % columns) {

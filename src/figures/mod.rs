@@ -177,6 +177,9 @@ pub enum FigureError {
     /// The figure shows a generator, and there is none.
     #[error("there is no generator to show; name a checkpoint")]
     NoGenerator,
+    /// The generator makes no images of latents alone.
+    #[error("this generator {0}: figures 18 and 19 show one that makes images of latents alone")]
+    NoImages(&'static str),
     /// The generator can't draw.
     #[error(transparent)]
     Train(#[from] TrainError),

@@ -62,7 +62,7 @@ fn trained() -> Trained {
         tch::Device::Cpu,
     )
     .unwrap();
-    Trained::new(sampler, 1, 32, "step 0".to_owned())
+    Trained::new(sampler, "step 0".to_owned()).unwrap()
 }
 
 #[test]

@@ -124,10 +124,6 @@ fn trained(folder: &Path) -> Result<Trained, Failure> {
     let sampler =
         Sampler::new(model, &weights.tensors, tch::Device::Cpu).map_err(Failure::failed)?;
     let says = format!("step {}, {}", weights.manifest.step, weights.name());
-    Ok(Trained::new(
-        sampler,
-        model.channels,
-        model.image_size,
-        says,
-    ))
+    Trained::new(sampler, says)
+        .map_err(|error| Failure::wrong(format!("{}: {error}", folder.display())))
 }

@@ -113,7 +113,7 @@ fn ways_begin_and_end_at_the_images_that_were_named() {
     assert_eq!(cell(&strip, 9, 0), cell(&strip, 0, 1), "image 0 of seed 9");
     let (_, alone) = drawn("sample", "x.png", &["--images", "3,4", "--scale", "2"]);
     let alone = picture(&alone).into_rgb8();
-    let plain = |column| {
+    let plain = |column: u32| {
         image::imageops::crop_imm(&alone, 4 + column * 68, 4, 64, 64)
             .to_image()
             .into_raw()

@@ -29,6 +29,7 @@
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
 //! | [`sample`] | pictures: grids, sheets with captions, films; the geometry of latents |
 //! | [`export`] | a generator as safetensors, TorchScript, ONNX |
+//! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
@@ -52,6 +53,8 @@ pub mod command;
 pub mod config;
 pub mod coordinator;
 pub mod data;
+#[cfg(feature = "torch")]
+pub mod evaluate;
 pub mod export;
 mod faults;
 pub mod ids;

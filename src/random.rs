@@ -27,6 +27,8 @@ pub enum Domain {
     Epoch,
     /// The order of the samples in a span: seed, epoch, shard.
     Span,
+    /// Whatever an evaluation draws: seed, what for, and numbers of its own.
+    Evaluation,
 }
 
 impl Domain {
@@ -40,6 +42,7 @@ impl Domain {
             Domain::Packing => b"packing",
             Domain::Epoch => b"epoch",
             Domain::Span => b"span",
+            Domain::Evaluation => b"evaluation",
         }
     }
 }

@@ -123,6 +123,8 @@ pub enum Word {
     CheckpointWritten(Generation, CheckpointRecord),
     /// It could not write a checkpoint.
     CheckpointFailed(Generation, Step, String),
+    /// It has scored a checkpoint: what it found, for people.
+    Evaluated(Generation, Step, String),
     /// It saw the flag of a membership change, and rests at this state.
     Paused(Generation, Step),
     /// Its collective broke; it rests at this state.
@@ -317,6 +319,8 @@ pub enum EventKind {
     Checkpoint,
     /// A checkpoint could not be written.
     CheckpointFailed,
+    /// A checkpoint was scored.
+    Evaluated,
     /// The job ended.
     Ended,
 }
@@ -338,6 +342,7 @@ impl fmt::Display for EventKind {
             EventKind::Stop => "stop",
             EventKind::Checkpoint => "checkpoint",
             EventKind::CheckpointFailed => "checkpoint-failed",
+            EventKind::Evaluated => "evaluated",
             EventKind::Ended => "ended",
         })
     }
@@ -479,6 +484,7 @@ impl Word {
             | Word::Progress(generation, _)
             | Word::CheckpointWritten(generation, _)
             | Word::CheckpointFailed(generation, ..)
+            | Word::Evaluated(generation, ..)
             | Word::Paused(generation, _)
             | Word::CollectiveFailed(generation, ..)
             | Word::Finished(generation, ..) => Some(*generation),

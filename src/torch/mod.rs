@@ -86,6 +86,13 @@ pub fn set_threads(threads: u32) {
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
 }
 
+/// Gives the calling thread, and those that it starts from now on, the lowest priority: they compute
+/// when nobody else wants to. There is no way back.
+pub fn lower_priority() {
+    // SAFETY: no arguments; it concerns the calling thread alone.
+    unsafe { sys::gan_lower_priority() }
+}
+
 /// `tensor` with its channels innermost in memory; a shallow copy if it is so already.
 ///
 /// # Shapes

@@ -7,6 +7,7 @@ unsafe extern "C" {
     pub(super) fn gan_last_error() -> *const c_char;
     pub(super) fn gan_set_rules(deterministic: c_int, tf32: c_int) -> c_int;
     pub(super) fn gan_keep_memory();
+    pub(super) fn gan_lower_priority();
     pub(super) fn gan_convolve_by_product(
         x: *const C_tensor,
         weight: *const C_tensor,

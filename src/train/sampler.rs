@@ -72,6 +72,17 @@ impl Sampler {
         self.sample(&self.latents(seed, count)?)
     }
 
+    /// Draws `count` images from this key.
+    ///
+    /// # Shapes
+    /// `[count, c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn draw_from(&self, key: Key, count: usize) -> Result<Vec<u8>, TrainError> {
+        self.sample(&Latents::draw(key, count, self.latent)?)
+    }
+
     /// The first `count` latents of the seed's own. The n-th is the same however many are drawn.
     ///
     /// # Errors

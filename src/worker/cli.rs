@@ -7,6 +7,7 @@ use super::pictures::{Arithmetic, Film, Interpolate, NearestImages, Sample, Trun
 use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
+use crate::evaluate::cli::Evaluate;
 use crate::session::Exit;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
@@ -55,6 +56,15 @@ enum Command {
     Export(Export),
     /// Print a checkpoint's manifest, after verifying it.
     Inspect(Inspect),
+    /// Score a checkpoint's generator against the data: FID, KID, precision, recall, density,
+    /// coverage, modes.
+    Evaluate {
+        #[command(flatten)]
+        evaluate: Evaluate,
+        /// Where samples are drawn: `cpu`, or `cuda:<index>`.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+    },
     /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
     /// of what the device can do, memory.
     Bench(Bench),
@@ -126,6 +136,9 @@ impl Cli {
             Command::Film(film) => film.run(),
             Command::Export(export) => export.run(),
             Command::Inspect(inspect) => inspect.run(),
+            Command::Evaluate { evaluate, device } => {
+                self::device(&device).and_then(|device| evaluate.run(device, cores(None)))
+            }
             Command::Bench(bench) => bench.run(format),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

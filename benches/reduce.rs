@@ -8,7 +8,7 @@
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use ganglion::collective::{
-    Abort, Collective, Deadlines, Group, GroupPeer, InProcess, Listener, Tcp,
+    Abort, Collective, CollectiveError, Deadlines, Group, GroupPeer, InProcess, Listener, Tcp,
 };
 use ganglion::ids::{Generation, Rank};
 use std::hint::black_box;
@@ -90,6 +90,16 @@ impl Drop for Other {
 }
 
 fn tcp(ranges: &[Range<u32>]) -> Vec<Box<dyn Collective>> {
+    processes(ranges, Tcp::connect)
+}
+
+fn shared(ranges: &[Range<u32>]) -> Vec<Box<dyn Collective>> {
+    processes(ranges, Tcp::connect_sharing_memory)
+}
+
+type Connect = fn(&Listener, &Group, Deadlines, &Abort) -> Result<Tcp, CollectiveError>;
+
+fn processes(ranges: &[Range<u32>], connect: Connect) -> Vec<Box<dyn Collective>> {
     let doors: Vec<_> = ranges
         .iter()
         .map(|_| Listener::bind("127.0.0.1:0").unwrap())
@@ -106,7 +116,7 @@ fn tcp(ranges: &[Range<u32>]) -> Vec<Box<dyn Collective>> {
         connect: DEADLINE,
         collective: DEADLINE,
     };
-    let connect = |(rank, door): (usize, &Listener)| -> Box<dyn Collective> {
+    let one = |(rank, door): (usize, &Listener)| -> Box<dyn Collective> {
         let group = Group {
             generation: Generation(1),
             rank: Rank(rank as u32),
@@ -114,14 +124,14 @@ fn tcp(ranges: &[Range<u32>]) -> Vec<Box<dyn Collective>> {
             replicas: REPLICAS,
             secret: [1; 32],
         };
-        Box::new(Tcp::connect(door, &group, deadlines, &Abort::new()).unwrap())
+        Box::new(connect(door, &group, deadlines, &Abort::new()).unwrap())
     };
     thread::scope(|scope| {
-        let connect = &connect;
+        let one = &one;
         let threads: Vec<_> = doors
             .iter()
             .enumerate()
-            .map(|door| scope.spawn(move || connect(door)))
+            .map(|door| scope.spawn(move || one(door)))
             .collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     })
@@ -143,10 +153,11 @@ fn reduce(criterion: &mut Criterion) {
         ("both", vec![DISCRIMINATOR, GENERATOR]),
     ];
     let alone = 0..REPLICAS;
-    let layouts: [(&str, Form, Vec<Range<u32>>); 3] = [
+    let layouts: [(&str, Form, Vec<Range<u32>>); 4] = [
         ("local-sum-of-4", in_process, vec![alone]),
         ("in-process-2x2", in_process, vec![0..2, 2..4]),
         ("tcp-2x2", tcp, vec![0..2, 2..4]),
+        ("shared-memory-2x2", shared, vec![0..2, 2..4]),
     ];
     for (layout, form, ranges) in layouts {
         for (size, lengths) in &sizes {
@@ -182,7 +193,11 @@ fn copy(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("copy");
     group.sample_size(10);
     group.throughput(Throughput::Bytes(STATE as u64 * 4));
-    let layouts: [(&str, Form); 2] = [("in-process-1-to-1", in_process), ("tcp-1-to-1", tcp)];
+    let layouts: [(&str, Form); 3] = [
+        ("in-process-1-to-1", in_process),
+        ("tcp-1-to-1", tcp),
+        ("shared-memory-1-to-1", shared),
+    ];
     for (layout, form) in layouts {
         let mut ranks = form(&[0..2, 2..4]).into_iter();
         let (mut holder, mut needy) = (ranks.next().unwrap(), ranks.next().unwrap());

@@ -262,11 +262,16 @@ impl<L: Links> Exact<L> {
             };
             for (part, adds) in &self.own {
                 let label = self.label(Kind::Sum, index, part.start, length);
-                self.outgoing.resize(chunk.len(), 0.0);
                 let first = self.hosted.start;
-                add_up(hosted, first, part, adds, chunk.clone(), &mut self.outgoing);
-                self.links.send(peer, label, &self.outgoing)?;
-                self.sent += 4 * self.outgoing.len() as u64;
+                let sum = if adds.is_empty() {
+                    &hosted[(part.start - first) as usize][chunk.clone()]
+                } else {
+                    self.outgoing.resize(chunk.len(), 0.0);
+                    add_up(hosted, first, part, adds, chunk.clone(), &mut self.outgoing);
+                    &self.outgoing[..]
+                };
+                self.links.send(peer, label, sum)?;
+                self.sent += 4 * sum.len() as u64;
             }
         }
         Ok(())

@@ -2,9 +2,12 @@
 //!
 //! A [`Collective`] turns one vector a replica into their mean, and the bits of the mean don't
 //! depend on how many workers there are nor on which replicas each hosts: [`tree`] fixes the order
-//! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory, and `Nccl` on GPUs; all
-//! pass the same conformance suite. It also finds out who holds what, and copies it to who doesn't. This room
+//! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory, the latter between workers
+//! of one host through memory that they share, and `Nccl` on GPUs; all pass the same conformance
+//! suite. It also finds out who holds what, and copies it to who doesn't. This room
 //! knows nothing of networks, optimizers or the coordinator: it is given a [`Group`] and vectors.
+
+#![deny(unsafe_code)]
 
 mod abort;
 #[cfg(test)]
@@ -20,6 +23,7 @@ mod limit;
 mod listener;
 #[cfg(feature = "torch")]
 mod nccl;
+mod shared;
 mod socket;
 mod tcp;
 pub mod tree;

@@ -3,6 +3,9 @@
 //! Each pair of ranks shares one connection. The thread that calls the collective reads; a thread
 //! a peer writes, so that two ranks that send to each other never wait for each other to read.
 //! Frames pass through buffers that are used again and again.
+//!
+//! Between ranks of one host frames may go through [`shared`] memory instead; the connection then
+//! only tells when one is gone, and wakes who waits.
 
 use super::Collective;
 use super::abort::Abort;
@@ -12,9 +15,10 @@ use super::forming;
 use super::group::Group;
 use super::limit::Limit;
 use super::listener::Listener;
+use super::shared::{self, Neighbour, Shared, Trouble};
 use super::socket;
 use super::tree;
-use super::wire::{self, HEADER, Label};
+use super::wire::{self, HEADER, Label, Mismatch};
 use crate::ids::{Generation, Rank};
 use std::io::{self, Write};
 use std::net::{Shutdown, TcpStream};
@@ -56,6 +60,32 @@ impl Tcp {
         deadlines: Deadlines,
         abort: &Abort,
     ) -> Result<Self, CollectiveError> {
+        Self::form(listener, group, deadlines, abort, 0)
+    }
+
+    /// As [`connect`](Self::connect), but frames between ranks of one host go through memory, if
+    /// both want that and can map the same. They are the same frames.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect). That memory can't be shared is none; a log of level `debug`
+    /// says why.
+    pub fn connect_sharing_memory(
+        listener: &Listener,
+        group: &Group,
+        deadlines: Deadlines,
+        abort: &Abort,
+    ) -> Result<Self, CollectiveError> {
+        Self::form(listener, group, deadlines, abort, shared::host())
+    }
+
+    /// `host` is what stands for this host among those who share memory, 0 to share none.
+    fn form(
+        listener: &Listener,
+        group: &Group,
+        deadlines: Deadlines,
+        abort: &Abort,
+        host: u64,
+    ) -> Result<Self, CollectiveError> {
         let generation = group.generation;
         group
             .check()
@@ -67,7 +97,11 @@ impl Tcp {
             .iter()
             .map(|peer| peer.replicas.clone())
             .collect();
-        let own = tree::subtrees(group.replicas, ranges[group.rank.0 as usize].clone());
+        let frames: Vec<usize> = ranges
+            .iter()
+            .map(|range| tree::subtrees(group.replicas, range.clone()).len())
+            .map(frames_under_way)
+            .collect();
         let mut connections = Connections {
             generation,
             links: (0..ranges.len()).map(|_| None).collect(),
@@ -75,7 +109,7 @@ impl Tcp {
             incoming: vec![0; HEADER + CHUNK * 4],
             abort: abort.clone(),
             deadline: deadlines.collective,
-            operation: Operation::Barrier,
+            operation: Operation::Connect,
             limit,
         };
         for (rank, stream) in streams {
@@ -84,7 +118,7 @@ impl Tcp {
                 stream,
                 address,
                 deadlines.collective,
-                frames_under_way(own.len()),
+                frames[group.rank.0 as usize],
             )
             .map_err(|source| CollectiveError::Thread {
                 purpose: "writing to a peer",
@@ -98,6 +132,7 @@ impl Tcp {
             });
             connections.links[rank.0 as usize] = Some(link);
         }
+        connections.share(group.rank, host, &frames)?;
         Ok(Self {
             exact: Exact::new(connections, generation, group.rank, &ranges),
         })
@@ -107,6 +142,15 @@ impl Tcp {
     #[cfg(feature = "torch")]
     pub(super) fn into_exact(self) -> Exact<Connections> {
         self.exact
+    }
+
+    /// The ranks that this one shares memory with.
+    pub fn neighbours(&self) -> Vec<Rank> {
+        let links = (0..).map(Rank).zip(&self.exact.links().links);
+        links
+            .filter(|(_, link)| link.as_ref().is_some_and(|link| link.shared.is_some()))
+            .map(|(rank, _)| rank)
+            .collect()
     }
 
     /// What calls this collective off from another thread: the handle that it was connected with.
@@ -176,6 +220,8 @@ struct Link {
     writer: Option<JoinHandle<()>>,
     /// Why the writer stopped, if it failed.
     failure: Arc<OnceLock<io::Error>>,
+    /// What frames go through instead, if there is such a thing.
+    shared: Option<Shared>,
 }
 
 impl Link {
@@ -202,6 +248,7 @@ impl Link {
             queue: Some(queue),
             writer: Some(writer),
             failure,
+            shared: None,
         })
     }
 }
@@ -231,14 +278,55 @@ impl Connections {
     pub(super) fn left(&self) -> Option<Duration> {
         self.limit.left()
     }
+}
 
+impl Connections {
     pub(super) fn address(&self, rank: Rank) -> String {
         let link = self.link(rank);
         link.map_or_else(String::new, |link| link.address.clone())
     }
-}
 
-impl Connections {
+    /// Finds out who shares memory with this rank. `frames[rank]` may be under way from a rank.
+    fn share(&mut self, own: Rank, host: u64, frames: &[usize]) -> Result<(), CollectiveError> {
+        let links = (0..).map(Rank).zip(&self.links).zip(frames);
+        let peers: Vec<_> = links
+            .filter_map(|((rank, link), from_it)| {
+                Some(Neighbour {
+                    rank,
+                    stream: &link.as_ref()?.stream,
+                    to_it: frames[own.0 as usize],
+                    from_it: *from_it,
+                })
+            })
+            .collect();
+        let shared = shared::share(own, host, &peers, &self.limit)
+            .map_err(|(rank, source)| self.lost(rank, source))?;
+        for (rank, shared) in shared {
+            if let Some(link) = &mut self.links[rank.0 as usize] {
+                link.shared = Some(shared);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends through memory, if that is where this peer's frames go.
+    fn send_through_memory(
+        &mut self,
+        to: Rank,
+        label: Label,
+        values: &[f32],
+    ) -> Result<bool, CollectiveError> {
+        let link = self.links.get_mut(to.0 as usize).and_then(Option::as_mut);
+        let Some((shared, stream)) =
+            link.and_then(|link| Some((link.shared.as_mut()?, &link.stream)))
+        else {
+            return Ok(false);
+        };
+        let sent = shared.send(stream, &self.limit, label, values);
+        sent.map_err(|source| self.lost(to, source))?;
+        Ok(true)
+    }
+
     /// A frame that no writer holds, filled.
     fn frame(&mut self, label: Label, values: &[f32]) -> Frame {
         // The first that is free was used last, and may still be in the cache.
@@ -289,8 +377,7 @@ impl Connections {
         if let Err(aborted) = self.aborted() {
             return aborted;
         }
-        let link = self.link(rank);
-        let address = link.map_or_else(String::new, |link| link.address.clone());
+        let (link, address) = (self.link(rank), self.address(rank));
         // What stopped the writer is the cause; that reading ended too is the consequence.
         let source = match link.and_then(|link| link.failure.get()) {
             Some(failure) => io::Error::new(failure.kind(), failure.to_string()),
@@ -323,15 +410,19 @@ impl Links for Connections {
     }
 
     fn send(&mut self, to: Rank, label: Label, values: &[f32]) -> Result<(), CollectiveError> {
+        if self.send_through_memory(to, label, values)? {
+            return Ok(());
+        }
         let frame = self.frame(label, values);
         self.queue(to, frame)
     }
 
     fn send_all(&mut self, label: Label, values: &[f32]) -> Result<(), CollectiveError> {
-        let frame = self.frame(label, values);
+        let mut frame = None;
         for to in (0..self.links.len() as u32).map(Rank) {
-            if self.link(to).is_some() {
-                self.queue(to, Arc::clone(&frame))?;
+            if self.link(to).is_some() && !self.send_through_memory(to, label, values)? {
+                let frame = frame.get_or_insert_with(|| self.frame(label, values));
+                self.queue(to, Arc::clone(frame))?;
             }
         }
         Ok(())
@@ -343,6 +434,16 @@ impl Links for Connections {
         label: Label,
         into: &mut [f32],
     ) -> Result<(), CollectiveError> {
+        let link = self.links.get_mut(from.0 as usize).and_then(Option::as_mut);
+        if let Some(link) = link
+            && let Some(shared) = &mut link.shared
+        {
+            let received = shared.receive(&link.stream, &self.limit, label, into);
+            return received.map_err(|trouble| match trouble {
+                Trouble::Io(source) => self.lost(from, source),
+                Trouble::Mismatch(mismatch) => self.out_of_step(from, mismatch),
+            });
+        }
         let end = HEADER + into.len() * 4;
         let mut incoming = std::mem::take(&mut self.incoming);
         let outcome = self.read(from, label, into.len(), &mut incoming[..end]);
@@ -382,17 +483,22 @@ impl Connections {
         header.copy_from_slice(&frame[..HEADER]);
         label
             .check(values, &header)
-            .map_err(|mismatch| CollectiveError::Protocol {
-                generation: self.generation,
-                rank: from,
-                address: link.address.clone(),
-                field: mismatch.field,
-                expected: mismatch.expected,
-                found: mismatch.found,
-            })?;
+            .map_err(|mismatch| self.out_of_step(from, mismatch))?;
         let end = frame.len();
         read(frame, filled, end)?;
         Ok(())
+    }
+
+    /// What it means that a peer sent another frame than had to come.
+    fn out_of_step(&self, from: Rank, mismatch: Mismatch) -> CollectiveError {
+        CollectiveError::Protocol {
+            generation: self.generation,
+            rank: from,
+            address: self.address(from),
+            field: mismatch.field,
+            expected: mismatch.expected,
+            found: mismatch.found,
+        }
     }
 }
 

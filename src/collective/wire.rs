@@ -161,7 +161,7 @@ pub(super) fn decode(bytes: &[u8], values: &mut [f32]) {
 }
 
 /// First bytes of a connection; the last one is the version of this protocol.
-const MAGIC: [u8; 8] = *b"gngl-co\x01";
+const MAGIC: [u8; 8] = *b"gngl-co\x02";
 
 /// A random number that is used once.
 pub(super) type Nonce = [u8; 32];

@@ -4,6 +4,7 @@
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.
 
+mod adam;
 mod arithmetic;
 mod device;
 mod driver;
@@ -15,6 +16,7 @@ mod script;
 mod stream;
 mod sys;
 
+pub use adam::{AdamPass, Measure, measure};
 pub use arithmetic::{
     Adopted, Rules, compute_capability, convolve_by_product, has_fast_bf16, keep_memory,
 };

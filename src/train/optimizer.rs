@@ -2,23 +2,41 @@
 
 use super::state::PlayerState;
 use crate::config::Adam;
-use crate::torch::{FusedAdam, TorchError};
-use tch::Tensor;
+use crate::torch::{AdamPass, FusedAdam, Measure, TorchError};
+use tch::{Device, Tensor};
 
-/// Writes to `to` what Adam makes of `from` and the mean gradient; `count` is the step reached.
+/// Writes to `to` what Adam makes of `from` and the mean gradient; `count` is the step reached. What
+/// it saw of the gradient comes back if that costs nothing: on a CPU.
 ///
-/// `from` stays as it is: if the step fails later, it is still the state. The copy costs about half
-/// a percent of a step at 64×64, width 64, batch 64.
+/// `from` stays as it is: if the step fails later, it is still the state. On a CPU that is free, and
+/// the whole takes some 3 % of a bf16 step at 64×64, width 64, batch 32. But `to` may be `from`'s own
+/// memory, when a player is updated again in a step: then it changes in place.
 pub(super) fn update(
     from: &PlayerState,
     to: &mut PlayerState,
     gradients: &Tensor,
     settings: Adam,
     count: &Tensor,
-) -> Result<(), TorchError> {
-    to.parameters.f_copy_(&from.parameters)?;
-    to.exp_avg.f_copy_(&from.exp_avg)?;
-    to.exp_avg_sq.f_copy_(&from.exp_avg_sq)?;
+) -> Result<Option<Measure>, TorchError> {
+    let in_place = from.parameters.data_ptr() == to.parameters.data_ptr();
+    if from.parameters.device() == Device::Cpu && !in_place {
+        let pass = AdamPass {
+            from: [&from.parameters, &from.exp_avg, &from.exp_avg_sq],
+            to: [&mut to.parameters, &mut to.exp_avg, &mut to.exp_avg_sq],
+            gradients,
+            count,
+            learning_rate: settings.learning_rate,
+            beta1: settings.beta1,
+            beta2: settings.beta2,
+            epsilon: settings.epsilon,
+        };
+        return pass.apply().map(Some);
+    }
+    if !in_place {
+        to.parameters.f_copy_(&from.parameters)?;
+        to.exp_avg.f_copy_(&from.exp_avg)?;
+        to.exp_avg_sq.f_copy_(&from.exp_avg_sq)?;
+    }
     FusedAdam {
         parameters: &mut to.parameters,
         gradients,
@@ -30,28 +48,8 @@ pub(super) fn update(
         beta2: settings.beta2,
         epsilon: settings.epsilon,
     }
-    .apply()
-}
-
-/// The L2 norm of a gradient, and how many of its elements are not finite.
-///
-/// The sum has one order, fixed here: the figure doesn't depend on threads or workers.
-pub(super) fn measure(gradient: &[f32]) -> (f64, u64) {
-    const LANES: usize = 16;
-    let mut squares = [0f64; LANES];
-    let mut nonfinite = [0u32; LANES];
-    let mut total_nonfinite = 0u64;
-    for block in gradient.chunks(1 << 20) {
-        for lane in block.chunks(LANES) {
-            for ((square, bad), value) in squares.iter_mut().zip(&mut nonfinite).zip(lane) {
-                *square += f64::from(*value) * f64::from(*value);
-                *bad += u32::from(!value.is_finite());
-            }
-        }
-        total_nonfinite += nonfinite.iter().map(|&bad| u64::from(bad)).sum::<u64>();
-        nonfinite = [0; LANES];
-    }
-    (squares.iter().sum::<f64>().sqrt(), total_nonfinite)
+    .apply()?;
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -91,16 +89,5 @@ mod tests {
             .double_value(&[]);
         assert!(error < 1e-8, "{error}");
         assert_eq!(to.exp_avg_sq.kind(), Kind::Float);
-    }
-
-    #[test]
-    fn the_norm_is_exact_and_counts_what_is_not_finite() {
-        assert_eq!(measure(&[3.0, 4.0]), (5.0, 0));
-        let mut values = vec![1.0f32; 1000];
-        assert!((measure(&values).0 - 1000f64.sqrt()).abs() < 1e-12);
-        values[3] = f32::NAN;
-        values[999] = f32::INFINITY;
-        assert_eq!(measure(&values).1, 2);
-        assert_eq!(measure(&[]), (0.0, 0));
     }
 }

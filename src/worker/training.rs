@@ -93,7 +93,7 @@ impl Tools {
 
     fn plan(&self) -> Result<Plan, GenerationError> {
         let (job, sizes) = (&self.enrolment.job, self.dataset.shard_sizes());
-        let (replicas, batch) = (job.train.replicas, job.train.batch);
+        let (replicas, batch) = (job.train.replicas, job.replica_samples());
         Ok(Plan::new(&sizes, job.job.seed, replicas, batch)?)
     }
 
@@ -103,7 +103,7 @@ impl Tools {
             Arc::clone(&self.dataset),
             LoaderSettings {
                 seed: job.job.seed,
-                batch: job.train.batch,
+                batch: job.replica_samples(),
                 steps_per_epoch: plan.steps_per_epoch(),
                 replicas: trainer.replicas(),
                 start,
@@ -265,11 +265,11 @@ impl Training {
             connect: deadlines.form,
             collective: deadlines.collective,
         };
-        let reduction = self.tools.enrolment.job.train.reduction;
+        let job = &self.tools.enrolment.job;
         let listener = &self.tools.listener;
         let mut collective = self
             .transport
-            .connect(listener, group, reduction, deadlines, &abort)?;
+            .connect(listener, group, job, deadlines, &abort)?;
         forming.connect = heard_at.elapsed().saturating_sub(forming.abort);
         self.tools.pulse.begin(generation, hosted.len() as u32);
         let went = Seat {

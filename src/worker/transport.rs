@@ -1,9 +1,10 @@
-//! What carries a worker's sums: NCCL between GPUs if every worker can, and TCP if not.
+//! What carries a worker's sums: NCCL between GPUs if every worker can, and TCP if not; between
+//! workers on the CPUs of one host, memory that they share.
 
 use crate::collective::{
     Abort, Collective, CollectiveError, Deadlines, Group, Listener, Nccl, Tcp,
 };
-use crate::config::Reduction;
+use crate::config::Job;
 use crate::ids::Rank;
 use crate::nccl::Library;
 use std::sync::Arc;
@@ -64,14 +65,14 @@ impl Transport {
         &mut self,
         listener: &Listener,
         group: &Group,
-        reduction: Reduction,
+        job: &Job,
         deadlines: Deadlines,
         abort: &Abort,
     ) -> Result<Box<dyn Collective>, CollectiveError> {
-        let mut tcp = Tcp::connect(listener, group, deadlines, abort)?;
         if matches!(self.nccl, Usable::NotWanted) {
-            return Ok(Box::new(tcp));
+            return in_host_memory(listener, group, job, deadlines, abort);
         }
+        let mut tcp = Tcp::connect(listener, group, deadlines, abort)?;
         let word = match self.nccl {
             Usable::With(_) => CAN,
             Usable::NotWanted | Usable::Not => CAN_NOT,
@@ -88,6 +89,7 @@ impl Transport {
             }
         };
         let (device, generation) = (self.device, group.generation);
+        let reduction = job.train.reduction;
         match Nccl::form(tcp, group, library, device, reduction, deadlines, abort) {
             Ok(nccl) => {
                 self.failures = 0;
@@ -116,6 +118,26 @@ impl Transport {
             self.nccl = Usable::Not;
         }
     }
+}
+
+fn in_host_memory(
+    listener: &Listener,
+    group: &Group,
+    job: &Job,
+    deadlines: Deadlines,
+    abort: &Abort,
+) -> Result<Box<dyn Collective>, CollectiveError> {
+    let connect = match job.workers.shared_memory {
+        true => Tcp::connect_sharing_memory,
+        false => Tcp::connect,
+    };
+    let tcp = connect(listener, group, deadlines, abort)?;
+    let (generation, neighbours) = (group.generation, tcp.neighbours());
+    if !neighbours.is_empty() {
+        let count = neighbours.len();
+        tracing::info!(%generation, "sums go through memory shared with {count} workers of this host");
+    }
+    Ok(Box::new(tcp))
 }
 
 /// GPUs want NCCL. Tests have the CPU want it too, for the stand-in that works there.

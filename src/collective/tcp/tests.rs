@@ -69,6 +69,14 @@ fn form_on(doors: &[Listener], generation: u64, ranges: &[Range<u32>]) -> Vec<Tc
     formed.into_iter().map(Result::unwrap).collect()
 }
 
+fn members(formed: impl IntoIterator<Item = Tcp>) -> Vec<Member> {
+    let member = |rank: Tcp| Member {
+        abort: rank.abort_handle(),
+        collective: Box::new(rank),
+    };
+    formed.into_iter().map(member).collect()
+}
+
 fn form(ranges: &[Range<u32>], collective: Duration) -> Vec<Member> {
     let doors = listeners(ranges.len());
     let groups: Vec<_> = (0..doors.len())
@@ -78,19 +86,13 @@ fn form(ranges: &[Range<u32>], collective: Duration) -> Vec<Member> {
         connect: PATIENT,
         collective,
     };
-    connect_all(&doors, &groups, deadlines)
-        .into_iter()
-        .map(|rank| {
-            let rank = rank.unwrap();
-            Member {
-                abort: rank.abort_handle(),
-                collective: Box::new(rank),
-            }
-        })
-        .collect()
+    let formed = connect_all(&doors, &groups, deadlines);
+    members(formed.into_iter().map(Result::unwrap))
 }
 
 conformance::suite!(form);
+
+mod through_memory;
 
 fn works(mut formed: Vec<Tcp>) {
     thread::scope(|scope| {

@@ -4,7 +4,6 @@
 use super::picks::Picks;
 use super::source::{Source, checkpoint_in, psi, scale, truncate};
 use super::{PictureError, Report, named, progress};
-use crate::worker::cli::cores;
 use crate::command::Failure;
 use crate::config::Job;
 use crate::data::Dataset;
@@ -13,6 +12,7 @@ use crate::random::{Domain, Key};
 use crate::sample::{
     Format, Images, Nearest, Neighbour, Sheet, median, squared_distance, write_picture,
 };
+use crate::worker::cli::cores;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;

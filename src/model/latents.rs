@@ -52,6 +52,19 @@ impl Latents {
         }
     }
 
+    /// The first `count` latents of this key, from `model.latent_distribution`. The n-th is the same
+    /// however many are drawn, as it must be where images are known by their numbers.
+    ///
+    /// # Errors
+    /// [`TorchError`].
+    pub fn first(model: &Model, key: Key, count: usize) -> Result<Self, TorchError> {
+        // libtorch draws by sixteen numbers, and its last ones overlap unless it comes out even.
+        let mut latents = Self::of(model, key, count.next_multiple_of(16))?;
+        latents.values.truncate(count * latents.size);
+        latents.count = count;
+        Ok(latents)
+    }
+
     /// Latents that were computed, as on the way from one to another; `None` unless `values` is a
     /// whole number of latents of `size`.
     pub fn new(size: usize, values: Vec<f32>) -> Option<Self> {
@@ -107,5 +120,28 @@ mod tests {
             Latents::draw(key, 4, 5).unwrap(),
             Latents::draw(key, 4, 5).unwrap()
         );
+    }
+
+    #[test]
+    fn a_latent_is_the_same_however_many_are_drawn() {
+        let key = Key::new(Domain::Samples, &[3]);
+        for (latent, latent_distribution) in [
+            (1, Distribution::Normal),
+            (6, Distribution::Normal),
+            (100, Distribution::Normal),
+            (6, Distribution::Uniform),
+        ] {
+            let model = Model {
+                latent,
+                latent_distribution,
+                ..Model::default()
+            };
+            let many = Latents::first(&model, key, 64).unwrap();
+            for count in [1, 3, 16, 17] {
+                let few = Latents::first(&model, key, count).unwrap();
+                assert_eq!(few.count(), count);
+                assert_eq!(few.values(), &many.values()[..count * few.size()]);
+            }
+        }
     }
 }

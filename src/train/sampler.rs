@@ -90,13 +90,7 @@ impl Sampler {
     /// [`TrainError::Torch`].
     pub fn latents(&self, seed: u64, count: usize) -> Result<Latents, TrainError> {
         let key = Key::new(Domain::Samples, &[seed]);
-        // libtorch draws by sixteen numbers, and its last ones overlap unless it comes out even.
-        let even = Latents::of(&self.model, key, count.next_multiple_of(16))?;
-        let values = even.values()[..count * even.size()].to_vec();
-        Latents::new(even.size(), values).ok_or(TrainError::Latents {
-            found: 0,
-            expected: even.size(),
-        })
+        Ok(Latents::first(&self.model, key, count)?)
     }
 
     /// The images of these latents; of a conditional generator, the i-th has the label i modulo

@@ -388,7 +388,7 @@ impl Run<'_> {
         let columns = job.sample.grid;
         let key = Key::new(Domain::Samples, &[job.job.seed]);
         let count = (columns * columns) as usize;
-        let latents = Latents::of(&job.model, key, count).map_err(TrainError::from)?;
+        let latents = Latents::first(&job.model, key, count).map_err(TrainError::from)?;
         if let Some(mixture) = Mixture::of(&job.data) {
             // The same for all pictures of a job, so that they are comparable.
             let centres: Vec<f32> = mixture

@@ -139,7 +139,7 @@ fn the_average_follows_the_generator_with_its_running_statistics() {
         2
     );
 
-    let latents = Latents::draw(Key::new(Domain::Samples, &[11]), 3, 6).unwrap();
+    let latents = Latents::first(&job.model, Key::new(Domain::Samples, &[11]), 3).unwrap();
     let sampler = |file: &str| Sampler::new(&job.model, &after.files[file], Device::Cpu).unwrap();
     let drawn = trainer.sample(&latents).unwrap();
     assert_eq!(drawn, sampler("generator_ema").sample(&latents).unwrap());

@@ -19,7 +19,7 @@ pub(super) fn draw(levels: Vec<Sampler>, seed: u64, labels: &[u32]) -> Result<Im
     let plane = levels.last().filter(|finest| finest.model().has_points());
     if let Some(sampler) = plane {
         let key = Key::new(Domain::Samples, &[seed]);
-        let latents = Latents::of(sampler.model(), key, labels.len())?;
+        let latents = Latents::first(sampler.model(), key, labels.len())?;
         let points = sampler.values(&latents, labels)?;
         return Ok(sample::scatter(&points, sample::extent(&points)));
     }

@@ -27,8 +27,8 @@ pub(super) use truncate::Truncate;
 
 use crate::checkpoint::CheckpointError;
 use crate::command::{Failure, print};
-use crate::config::ConfigError;
 use crate::data::DataError;
+use crate::evaluate::EvaluateError;
 use crate::export::ExportError;
 use crate::sample::SampleError;
 use crate::train::TrainError;
@@ -50,7 +50,7 @@ pub(super) enum PictureError {
     #[error(transparent)]
     Data(#[from] DataError),
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Evaluate(#[from] EvaluateError),
     #[error(transparent)]
     Export(#[from] ExportError),
     /// A file of the run directory can't be listed.
@@ -66,7 +66,8 @@ pub(super) enum PictureError {
 impl From<PictureError> for Failure {
     fn from(error: PictureError) -> Self {
         let wrong = match &error {
-            PictureError::Command(_) | PictureError::Config(_) => true,
+            PictureError::Command(_) => true,
+            PictureError::Evaluate(error) => error.is_users(),
             PictureError::Checkpoint(error) => matches!(
                 error,
                 CheckpointError::NoCheckpoint { .. } | CheckpointError::NoSuchFile { .. }

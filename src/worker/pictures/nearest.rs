@@ -2,22 +2,23 @@
 //! has learned to draw, or has learned its images by heart.
 
 use super::picks::Picks;
-use super::source::{Source, Weights, psi, scale, truncate};
+use super::source::{Source, checkpoint_in, psi, scale, truncate};
 use super::{PictureError, Report, named, progress};
 use crate::command::Failure;
-use crate::config::{Data, Job};
+use crate::config::Job;
 use crate::data::Dataset;
+use crate::evaluate::job_of;
 use crate::random::{Domain, Key};
 use crate::sample::{
     Format, Images, Nearest, Neighbour, Sheet, median, squared_distance, write_picture,
 };
+use crate::worker::cli::cores;
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Which images are looked at, and among which.
 #[derive(Debug, Args)]
@@ -73,7 +74,9 @@ impl NearestImages {
         let out = named(&self.out, "png");
         Format::expect(&out, &[Format::Png])?;
         let painter = self.source.open()?;
-        let dataset = open(&self.job(&painter.weights)?)?;
+        let folder = checkpoint_in(&self.source.checkpoint)?;
+        let manifest = &painter.weights.manifest;
+        let dataset = open(&job_of(&folder, manifest, self.data.as_deref())?)?;
         let other = *dataset.digest() != painter.weights.manifest.data_digest;
         if other {
             eprintln!("note: this is not the data that the generator was trained on");
@@ -96,7 +99,7 @@ impl NearestImages {
         for &place in &places {
             queries.push(query(&at(&dataset, place)?.0, Some(place), 1));
         }
-        search(&dataset, &mut queries, super::super::cli::cores(self.cores))?;
+        search(&dataset, &mut queries, cores(self.cores))?;
         let references = queries.split_off(latents.len());
 
         let mut pixels = Vec::new();
@@ -157,38 +160,6 @@ impl NearestImages {
             "median_distance_of_the_data": theirs,
         });
         Ok(Report { text, object })
-    }
-
-    /// A job with the checkpoint's shape of samples, over the data to look among.
-    fn job(&self, weights: &Weights) -> Result<Job, PictureError> {
-        let manifest = &weights.manifest;
-        let mut data: Data = match &manifest.data {
-            Some(data) => data.clone(),
-            None => {
-                let mut keys = serde_json::Map::from_iter([("uri".to_owned(), "".into())]);
-                let known = manifest.state_keys.iter().filter_map(|(key, value)| {
-                    Some((key.strip_prefix("data.")?.to_owned(), value.clone()))
-                });
-                keys.extend(known);
-                serde_json::from_value(keys.into()).map_err(|error| {
-                    PictureError::Command(format!("the checkpoint's data keys: {error}"))
-                })?
-            }
-        };
-        if let Some(uri) = &self.data {
-            let path = PathBuf::from(uri.strip_prefix("file://").unwrap_or(uri));
-            let path = std::path::absolute(&path).unwrap_or(path);
-            data.uri = path.display().to_string();
-        }
-        if data.uri.is_empty() {
-            let message = "the checkpoint doesn't say where its data is; say --data";
-            return Err(PictureError::Command(message.to_owned()));
-        }
-        let blank = "[job]\nname = \"nearest\"\n[data]\nuri = \"none\"\n[train]\nsteps = 1\n";
-        let mut job = crate::config::parse(blank, "nearest", std::path::Path::new("/"), &[])?;
-        job.model = manifest.model.clone();
-        job.data = data;
-        Ok(job)
     }
 }
 

@@ -92,10 +92,13 @@ impl Sample {
             Norms::Running => None,
             Norms::Batch => Some(self.batch_of(&painter.weights.manifest.state_keys)?),
         };
-        let square = |count: u32| (1..).find(|c| c * c >= count).unwrap_or(1);
-        let columns = self
-            .columns
-            .unwrap_or_else(|| square(batch.unwrap_or(count).min(count)));
+        let columns = self.columns.unwrap_or_else(|| match batch {
+            // A batch fills its rows, so that one sees where the next begins.
+            Some(batch) => (1..batch)
+                .find(|c| c * c >= batch && batch.is_multiple_of(*c))
+                .unwrap_or(batch),
+            None => (1..).find(|c| c * c >= count).unwrap_or(1),
+        });
         let labels = |count| drawing::labels(&painter.sampler, self.source.class, count, columns);
         let images = match batch {
             None => {

@@ -2,6 +2,7 @@
 # type by hand. Needed: Rust (rustup's), a C++ compiler, and Python 3 with pip.
 
 CARGO ?= cargo
+PYTHON ?= python3
 CARGO_DENY_VERSION := 0.20.2
 CARGO_DENY := target/tools/cargo-deny-$(CARGO_DENY_VERSION)/bin/cargo-deny
 GOLDENS := $(wildcard tests/golden*/*.py)
@@ -10,10 +11,11 @@ GOLDENS := $(wildcard tests/golden*/*.py)
 unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBTORCH_CXX11_ABI
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak bench-compare gpu-check export-check goldens clean-demo
+.PHONY: help setup demo test lint k8s-check image-check bench soak bench-compare gpu-check export-check goldens \
+	clean-demo
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
 
 setup: ## lay libtorch, NCCL and CUDA's headers out at .libtorch (once; GAN_CUDA=1 for GPUs)
 	@deploy/libtorch.sh
@@ -39,6 +41,15 @@ test: setup ## all that CI checks: format, lints, documentation, tests
 	$(CARGO) build --locked --example nccl_stand_in
 	$(CARGO) test --locked --all-targets
 	$(CARGO) test --locked --doc
+	$(PYTHON) deploy/kubernetes/check.py
+
+k8s-check: setup ## render and check deploy/kubernetes and the Dockerfile, without a cluster
+	$(CARGO) build --locked --bins
+	$(PYTHON) deploy/kubernetes/check.py
+
+image-check: setup ## build both images without an engine, and train in them (root, buildah, debootstrap)
+	$(CARGO) build --release --locked
+	$(PYTHON) deploy/image_check.py $(OPTIONS)
 
 # Advisories are left out: their database lies on a host that a build machine need not reach.
 lint: setup $(CARGO_DENY) ## format, lints, licences and sources of the dependencies

@@ -35,7 +35,8 @@ pub struct Span {
 pub enum PlanError {
     /// There is less than one global batch.
     #[error(
-        "the data set has {have} samples, but one step takes {need} (train.replicas × train.batch): \
+        "the data set has {have} samples, but one step takes {need} (train.replicas × train.batch, for \
+         each of train.discriminator_steps): \
          give it more samples, fewer replicas or a smaller batch"
     )]
     TooFewSamples {

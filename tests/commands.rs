@@ -45,6 +45,8 @@ fn bad_input_gets_one_clear_message_and_exit_code_64() {
         (COORD, ["stop", "--coordinator", "https://x:1"]),
         (WORKER, ["train", "--device", "tpu"]),
         (WORKER, ["sample", "--count", "0"]),
+        (WORKER, ["figures", "--figure", "17"]),
+        (WORKER, ["figures", "--figure", "18"]),
     ] {
         let mut command = Command::new(program);
         command.args(arguments);
@@ -121,6 +123,26 @@ fn the_readme_links_to_what_is_there() {
     for file in files {
         assert!(root.join(file).exists(), "{file}");
     }
+}
+
+#[test]
+fn figures_are_drawn_and_told_of() {
+    let place = Place::new();
+    let mut command = Command::new(WORKER);
+    command.args([
+        "figures", "--brief", "--out", "drawn", "--figure", "20", "--figure", "14",
+    ]);
+    command.current_dir(place.path());
+    let told = output(command);
+    assert!(told.status.success(), "{}", text(&told));
+    for figure in [14, 20] {
+        let file = format!("drawn/figure-{figure}.svg");
+        assert!(text(&told).contains(&file), "{}", text(&told));
+        let svg = std::fs::read_to_string(place.path().join(file)).unwrap();
+        assert!(svg.starts_with("<svg ") && svg.contains("KL("), "{figure}");
+    }
+    let drawn = std::fs::read_dir(place.path().join("drawn")).unwrap();
+    assert_eq!(drawn.count(), 2, "and nothing beside");
 }
 
 #[test]

@@ -80,7 +80,11 @@ fn evaluations_keep_the_best_and_leave_no_trace_in_the_state() {
 
     for name in ["alone", "together"] {
         let lines = lines(&place, name);
-        assert_eq!(lines.last().unwrap()["step"], 10, "the last is not left out");
+        assert_eq!(
+            lines.last().unwrap()["step"],
+            10,
+            "the last is not left out"
+        );
         let best = best_of(&lines);
         assert_eq!(best_link(&place, name), best);
         let link = place.run_dir(name).join("checkpoints/best");
@@ -103,11 +107,13 @@ fn evaluations_keep_the_best_and_leave_no_trace_in_the_state() {
     let lines = lines(&place, "alone");
     assert_eq!(lines.last().unwrap()["step"], 14);
     assert_eq!(best_link(&place, "alone"), best_of(&lines));
-    let events = Command::new(processes::COORD);
-    let mut events = events;
+    let mut events = Command::new(processes::COORD);
     events.arg("ledger").arg(place.run_dir("alone"));
     let events = text(&output(events));
-    assert!(events.contains("evaluated") && events.contains("step 14: fid"), "{events}");
+    assert!(
+        events.contains("evaluated") && events.contains("step 14: fid"),
+        "{events}"
+    );
 }
 
 #[test]
@@ -118,7 +124,10 @@ fn evaluations_without_labels_are_refused_before_the_job_begins() {
     let refused = place.run("run", &set);
     assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
     let message = text(&refused);
-    assert!(message.contains("has no labels") && message.contains("evaluate.extractor"), "{message}");
+    assert!(
+        message.contains("has no labels") && message.contains("evaluate.extractor"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -136,13 +145,19 @@ fn images_from_elsewhere_are_scored_as_if_they_were_drawn() {
     assert_eq!(drawn["protocol"]["samples_of"], "average");
     let fid = |of: &serde_json::Value| of["scores"]["fid"].as_f64().unwrap();
     assert!(fid(&real) < 0.1 * fid(&drawn), "{real} {drawn}");
-    assert_eq!(real["protocol"]["extractor"], drawn["protocol"]["extractor"]);
+    assert_eq!(
+        real["protocol"]["extractor"],
+        drawn["protocol"]["extractor"]
+    );
 
     // Data of another shape has no checkpoint here to be compared with, and no labels.
     let mut command = Command::new(WORKER);
     let other = place.images(70);
     let other = other.trim_start_matches("data.uri=");
-    command.arg("evaluate").arg(&checkpoint).args(["--data", other]);
+    command
+        .arg("evaluate")
+        .arg(&checkpoint)
+        .args(["--data", other]);
     let refused = output(command);
     assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
     assert!(text(&refused).contains("no labels"), "{}", text(&refused));

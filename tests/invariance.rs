@@ -42,6 +42,41 @@ fn the_digest_is_the_same_for_any_number_of_workers_in_bf16() {
     assert_ne!(run("single", "2", "f32"), alone);
 }
 
+/// A game with all that can be added to it, and one whose players make several updates a step.
+#[test]
+fn the_digest_is_the_same_for_any_number_of_workers_in_other_games() {
+    let place = Place::new();
+    let regularised = [
+        "train.objective=relativistic",
+        "model.discriminator_norm=none",
+        "regularise.r1=1",
+        "regularise.r2=1",
+        "regularise.instance_noise=0.2",
+        "regularise.instance_noise_steps=6",
+        r#"regularise.augment=["color", "translation", "cutout"]"#,
+        "train.packing=2",
+        "train.update=simultaneous",
+    ];
+    let critic = [
+        "train.objective=wasserstein",
+        "model.discriminator_norm=layer",
+        "train.discriminator_steps=2",
+        "train.generator_steps=2",
+    ];
+    for (game, sets) in [("regularised", &regularised[..]), ("critic", &critic[..])] {
+        let run = |workers: &str| {
+            let mut arguments = vec!["--workers", workers];
+            for set in sets {
+                arguments.extend(["--set", set]);
+            }
+            digests(&place, &format!("{game}-{workers}"), &arguments)
+        };
+        let alone = run("1");
+        assert_eq!(run("3"), alone, "{game}");
+        assert_ne!(alone[0], alone[1], "training changes the state");
+    }
+}
+
 #[test]
 fn workers_that_are_started_elsewhere_compute_the_same_bits() {
     let place = Place::new();

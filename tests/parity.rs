@@ -14,7 +14,7 @@ use ganglion::collective::{Flags, InProcess};
 use ganglion::config::{Job, Objective, Precision, Update, parse};
 use ganglion::data::Batch;
 use ganglion::ids::{Epoch, ReplicaId, Step};
-use ganglion::model::{Architecture, Latents, Network, Player, Statistics, view};
+use ganglion::model::{Architecture, Input, Latents, Network, Player, Statistics, Values, view};
 use ganglion::random::{Domain, Key};
 use ganglion::train::{Setup, StepReport, Trainer};
 use safetensors::SafeTensors;
@@ -294,7 +294,7 @@ fn forward_passes_are_pytorchs() {
     let inputs = Golden::open("inputs");
     let job = job(Update::Alternating, Objective::NonSaturating, 1);
     let flat = |player: Player| {
-        let architecture = Architecture::of(player, &job.model);
+        let architecture = Architecture::of(player, &job.model, 1);
         let flat = Tensor::zeros([architecture.len() as i64], (tch::Kind::Float, Device::Cpu));
         for parameter in &architecture.parameters {
             let values = inputs.floats(&format!("{player}.{}", parameter.name));
@@ -310,9 +310,13 @@ fn forward_passes_are_pytorchs() {
             [architecture.statistics as i64],
             (tch::Kind::Float, Device::Cpu),
         );
-        Network::frozen(&architecture, &flat, Precision::F32)
+        let values = Values {
+            parameters: &flat,
+            running: &statistics,
+        };
+        Network::frozen(&architecture, values, Precision::F32)
             .unwrap()
-            .forward(input, Statistics::Batch(&statistics))
+            .forward(Input::from(input), Statistics::Batch(&statistics))
             .unwrap()
     };
     let values = |t: &Tensor| Vec::<f32>::try_from(t.contiguous().view([-1])).unwrap();

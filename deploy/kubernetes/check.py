@@ -37,6 +37,8 @@ from rules import Cluster, Document  # noqa: E402
 
 KUBERNETES = "1.32"
 DOCKERFILE = ROOT / "deploy" / "Dockerfile"
+# What NVIDIA's container runtime goes by.
+DRIVER = ["NVIDIA_VISIBLE_DEVICES=all", "NVIDIA_DRIVER_CAPABILITIES=compute,utility"]
 # For a program to say whether it takes its arguments, or a job file.
 PATIENCE = 60
 
@@ -114,7 +116,8 @@ def dockerfile(text: str) -> Iterator[str]:
         target = image.rsplit("/", 1)[-1]
         stage = next((stage for stage in stages if re.match(rf"\S+ AS {target}\n", stage)), "")
         for wanted in [f'ENTRYPOINT ["/opt/ganglion/bin/{name}"]', f"USER {rules.UID}:{rules.UID}",
-                       *[f"COPY tests/data/mnist {path}" for path in rules.IN_IMAGES]]:
+                       *[f"COPY tests/data/mnist {path}" for path in rules.IN_IMAGES],
+                       *(DRIVER if name == "gan-worker" else [])]:
             if wanted not in stage:
                 yield f"target {target}: no line {wanted}"
     done = subprocess.run([str(tools.hadolint()), "--no-color", "-"], input=text, text=True,

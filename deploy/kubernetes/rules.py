@@ -458,6 +458,8 @@ def restarts(cluster: Cluster) -> Problems:
             if codes:
                 if codes["operator"] != "In" or 0 in codes["values"]:
                     yield f"{pods.name}: exit codes are chosen by {codes}"
+                if codes["values"] != sorted(set(codes["values"])):
+                    yield f"{pods.name}: exit codes {codes['values']} are not in order"
                 if codes.get("containerName", names[0]) not in names:
                     yield f"{pods.name}: there is no container {codes['containerName']}"
                 for code in codes["values"]:

@@ -150,6 +150,8 @@ FAULTS: List[Tuple[str, str, str, Callable[[List[Document]], Any]]] = [
     ("manners", "gpu", "service links", lambda d: pod(d, C).pop("enableServiceLinks")),
     ("restarts", "gpu", "a wrong job file that is tried again",
      lambda d: rules_of(d, W)[0]["onExitCodes"].update(values=[64])),
+    ("restarts", "gpu", "exit codes out of order",
+     lambda d: rules_of(d, C)[0]["onExitCodes"].update(values=[78, 64])),
     ("restarts", "gpu", "a worker that left and is counted", lambda d: rules_of(d, W).pop()),
     ("restarts", "gpu", "a rule for no container",
      lambda d: rules_of(d, W)[0]["onExitCodes"].update(containerName="main")),

@@ -201,7 +201,10 @@ impl Store {
     pub fn best(&self) -> Option<Step> {
         let target = fs::read_link(self.dir.join(BEST)).ok()?;
         let step = step_of(target.to_str()?)?;
-        self.path(step).join(manifest::FILE).is_file().then_some(step)
+        self.path(step)
+            .join(manifest::FILE)
+            .is_file()
+            .then_some(step)
     }
 
     /// Has `best`, a link beside the checkpoints, lead to that of `step`. It leads to the one before

@@ -16,11 +16,15 @@ fn best_leads_to_a_checkpoint_that_retention_spares() {
     assert_eq!(read(&link).unwrap().1, sorted(tiny(20)));
     assert_eq!(steps(&store), [10, 20, 30, 40], "a link is no checkpoint");
 
-    let removed = store.retain(1, 0, Step(40), &[Step(20)], generation).unwrap();
+    let removed = store
+        .retain(1, 0, Step(40), &[Step(20)], generation)
+        .unwrap();
     assert_eq!(removed, [10, 30].map(Step));
     store.name_best(Step(40), generation).unwrap();
     assert_eq!(store.best(), Some(Step(40)));
-    store.retain(1, 0, Step(40), &[Step(40)], generation).unwrap();
+    store
+        .retain(1, 0, Step(40), &[Step(40)], generation)
+        .unwrap();
     assert_eq!(entries(store.dir()), ["best", "step-00000040"]);
     assert_whole(&store);
 }
@@ -30,7 +34,9 @@ fn a_link_that_leads_nowhere_names_no_checkpoint() {
     let dir = folder();
     let store = store(dir.path(), &[1, 2]);
     store.name_best(Step(1), about().generation).unwrap();
-    store.retain(1, 0, Step(2), &[], about().generation).unwrap();
+    store
+        .retain(1, 0, Step(2), &[], about().generation)
+        .unwrap();
     assert_eq!(store.best(), None);
     store.name_best(Step(2), about().generation).unwrap();
     assert_eq!(store.best(), Some(Step(2)));
@@ -82,6 +88,9 @@ fn a_writer_that_is_superseded_names_nothing() {
     store.name_best(Step(1), about().generation).unwrap();
     let older = Generation(about().generation.0 - 1);
     let error = store.name_best(Step(2), older).unwrap_err();
-    assert!(matches!(error, CheckpointError::Superseded { .. }), "{error}");
+    assert!(
+        matches!(error, CheckpointError::Superseded { .. }),
+        "{error}"
+    );
     assert_eq!(store.best(), Some(Step(1)));
 }

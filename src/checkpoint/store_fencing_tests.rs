@@ -266,10 +266,17 @@ fn writers_of_the_same_state_at_a_time_leave_one_whole_checkpoint() {
 fn retention_leaves_what_is_newer_than_its_own_newest() {
     let dir = folder();
     let store = store(dir.path(), &[10, 20, 30, 40, 50]);
-    let removed = store.retain(1, 0, Step(30), &[], about().generation).unwrap();
+    let removed = store
+        .retain(1, 0, Step(30), &[], about().generation)
+        .unwrap();
     assert_eq!(removed, [10, 20].map(Step));
     assert_eq!(steps(&store), [30, 40, 50]);
-    assert_eq!(store.retain(1, 0, Step(5), &[], about().generation).unwrap(), []);
+    assert_eq!(
+        store
+            .retain(1, 0, Step(5), &[], about().generation)
+            .unwrap(),
+        []
+    );
 }
 
 #[test]

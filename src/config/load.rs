@@ -1,5 +1,6 @@
 //! From the job file's text and `--set` to a checked [`Job`].
 
+use super::data::{STACKED, SYNTHETIC};
 use super::{Job, validate};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -190,10 +191,15 @@ fn root_path(table: &mut toml::Table, section: &str, key: &str, folder: &Path) {
         .and_then(toml::Value::as_table_mut)
         .and_then(|section| section.get_mut(key))
     {
-        let plain = path.strip_prefix("file://").unwrap_or(path);
+        let (stacked, rest) = match path.strip_prefix(STACKED) {
+            Some(rest) => (STACKED, rest),
+            None => ("", path.as_str()),
+        };
+        let plain = rest.strip_prefix("file://").unwrap_or(rest);
         // An empty path would become the folder itself: it is left to be refused.
-        if !plain.is_empty() && !plain.contains("://") && Path::new(plain).is_relative() {
-            *path = folder.join(plain).display().to_string();
+        let named = plain.is_empty() || plain.contains("://") || plain.starts_with(SYNTHETIC);
+        if !named && Path::new(plain).is_relative() {
+            *path = format!("{stacked}{}", folder.join(plain).display());
         }
     }
 }
@@ -248,6 +254,18 @@ mod tests {
     }
 
     #[test]
+    fn what_stands_before_a_path_stays_there() {
+        let uri = |uri: &str| {
+            let text = JOB.replace("\"d\"", &format!("\"{uri}\""));
+            read(&text, &["model.architecture=dcgan"]).unwrap().data.uri
+        };
+        assert_eq!(uri("stacked:digits"), "stacked:/jobs/digits");
+        assert_eq!(uri("stacked:/digits"), "stacked:/digits");
+        let points = ["model.architecture=mlp", "data.uri=synthetic:ring"];
+        assert_eq!(read(JOB, &points).unwrap().data.uri, "synthetic:ring");
+    }
+
+    #[test]
     fn messages_name_file_key_and_expectation() {
         let cases: &[(&str, &[&str], &[&str])] = &[
             ("[job", &[], &["job.toml", "line 1"]),
@@ -298,6 +316,61 @@ mod tests {
                 &["model.discriminator_width = 4096", "1 to 1024"],
             ),
             (JOB, &["model.latent=4097"], &["model.latent", "1 to 4096"]),
+            (JOB, &["model.kernel=3"], &["model.kernel = 3", "4 or 5"]),
+            (
+                JOB,
+                &["model.latent_input=split", "model.latent=3"],
+                &["model.latent = 3", "at least 4"],
+            ),
+            (
+                JOB,
+                &["model.hidden_noise_strength=0"],
+                &["model.hidden_noise_strength", "above 0"],
+            ),
+            (
+                JOB,
+                &["model.batch_norm=together", "model.discriminator_norm=none"],
+                &["model.batch_norm", "model.discriminator_norm"],
+            ),
+            (
+                JOB,
+                &["model.conditional=projection"],
+                &["model.classes = 0", "number of labels"],
+            ),
+            (
+                JOB,
+                &["model.classes=10"],
+                &["model.classes = 10", "model.conditional"],
+            ),
+            (
+                JOB,
+                &["model.architecture=mlp"],
+                &["data.uri", "synthetic:ring"],
+            ),
+            (
+                JOB,
+                &["data.uri=synthetic:ring"],
+                &["data.uri", "model.architecture = \"mlp\""],
+            ),
+            (
+                JOB,
+                &["data.uri=synthetic:star", "model.architecture=mlp"],
+                &["data.uri", "synthetic:grid"],
+            ),
+            (
+                JOB,
+                &[
+                    "data.uri=synthetic:grid",
+                    "model.architecture=mlp",
+                    "data.synthetic.modes=24",
+                ],
+                &["data.synthetic.modes = 24", "a square"],
+            ),
+            (
+                JOB,
+                &["data.uri=stacked:digits", "model.channels=1"],
+                &["model.channels = 1", "stacked"],
+            ),
             (
                 JOB,
                 &["train.steps=1099511627777"],

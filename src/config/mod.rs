@@ -4,19 +4,26 @@
 //! documentation. [`load`] reads one, applies `--set` overrides and checks it; whoever holds a
 //! [`Job`] from there may rely on it. This room knows nothing of tensors, sockets or time.
 
+mod data;
 mod durations;
 mod evaluate;
 mod load;
+mod model;
+mod regularise;
 mod state_keys;
 mod validate;
 
+pub use data::{Data, DataCache, Fit, Stacked, Synthetic};
 pub use evaluate::{Evaluate, Score};
 pub use load::{ConfigError, Override, load, parse};
+pub use model::{
+    BatchNorm, Conditional, Distribution, Family, HiddenNoise, LatentInput, Model, Normalisation,
+};
+pub use regularise::{Augmentation, Regularise};
 pub use state_keys::{KeyDifference, StateKeys, differences};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use std::path::PathBuf;
 use std::time::Duration;
 
 /// One training run.
@@ -32,6 +39,9 @@ pub struct Job {
     pub model: Model,
     /// Its game, its length and its global batch.
     pub train: Train,
+    /// What is added to the game so that it trains well.
+    #[serde(default, skip_serializing_if = "Regularise::is_default")]
+    pub regularise: Regularise,
     /// Adam, for each network.
     #[serde(default)]
     pub optimizer: Optimizer,
@@ -65,67 +75,6 @@ pub struct JobSection {
     pub seed: u64,
 }
 
-/// `[data]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Data {
-    /// A folder of IDX files (raw or `.gz`), an IDX file of images, or a folder of images (PNG,
-    /// JPEG, at any depth). A relative path starts at the job file's folder; one that comes from
-    /// `--set`, at the current folder.
-    pub uri: String,
-    /// Folder of the packed shards. Default: `ganglion` in the user's cache folder.
-    #[serde(default)]
-    pub shard_folder: Option<PathBuf>,
-    /// Where a worker keeps samples from one epoch to the next. Default `host`.
-    #[serde(default)]
-    pub cache: DataCache,
-    /// How an image becomes a square of `model.image_size`. Default `cover`.
-    #[serde(default)]
-    pub fit: Fit,
-    /// Samples in a shard. Default 1024: a few megabytes, so that an epoch has many shards to deal.
-    #[serde(default = "defaults::shard_samples")]
-    pub shard_samples: u64,
-}
-
-/// Where a worker keeps samples from one epoch to the next. No bit depends on it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum DataCache {
-    /// In the machine's page cache, over the packed shards.
-    #[default]
-    Host,
-    /// All of the data set in the GPU's memory, if it fits there; else as `host`. On a CPU, where
-    /// these are the same memory, as `host` too.
-    Device,
-}
-
-/// How an image becomes a square.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Fit {
-    /// Scale until the shorter side fits, then crop the centre.
-    #[default]
-    Cover,
-    /// Keep the pixels and put black around them; an image larger than the square is refused.
-    Pad,
-}
-
-/// `[model]`
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Model {
-    /// Side of the square images, pixels: 32, 64, 128 or 256. Default 64, as in the DCGAN paper.
-    pub image_size: u32,
-    /// Colour channels: 1 (grey) or 3 (RGB). Default 3.
-    pub channels: u32,
-    /// Size of the latent z, 1 to 4096. Default 100.
-    pub latent: u32,
-    /// Feature maps of the generator's last hidden layer (`ngf`), 1 to 1024. Default 64.
-    pub generator_width: u32,
-    /// Feature maps of the discriminator's first layer (`ndf`), 1 to 1024. Default 64.
-    pub discriminator_width: u32,
-}
-
 /// `[train]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,9 +88,22 @@ pub struct Train {
     /// Logical data-parallel workers, R. The most processes that can share the job. Default 8.
     #[serde(default = "defaults::replicas")]
     pub replicas: u32,
-    /// Samples a replica and step, b; the global batch is R·b. Default 16.
+    /// Samples a replica and update, b. Default 16.
     #[serde(default = "defaults::batch")]
     pub batch: u32,
+    /// Samples that D sees at a time, all real or all fake, m: PacGAN's packing (Lin et al. 2018),
+    /// which shows D a lack of variety. D has m times the channels, and `batch` is a multiple of m.
+    /// Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub packing: u32,
+    /// D's updates in a step, each with real samples and latents of its own, so that a step reads
+    /// R·b·k samples. Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub discriminator_steps: u32,
+    /// G's updates in a step, after D's: the first with the fakes of D's last, and each other with
+    /// latents of its own. Default 1.
+    #[serde(default = "defaults::one", skip_serializing_if = "is_one")]
+    pub generator_steps: u32,
     /// Length of the job in steps, 1 to 2^40. Exactly one of `steps` and `epochs` is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
@@ -169,8 +131,8 @@ pub struct Train {
     pub ema_decay: f64,
 }
 
-/// What the two players minimise; the equations are those of Goodfellow's tutorial
-/// (arXiv 1701.00160). D's cost is equation 8 in all three.
+/// What the two players minimise. `minimax`, `non-saturating` and `maximum-likelihood` are those of
+/// Goodfellow's tutorial (arXiv 1701.00160), and share D's cost, equation 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Objective {
@@ -181,6 +143,54 @@ pub enum Objective {
     NonSaturating,
     /// Equation 14: G minimises KL(data ‖ model) when D is optimal.
     MaximumLikelihood,
+    /// D is regressed on labels 1 and 0 (Mao et al. 2017).
+    LeastSquares,
+    /// D classifies with a margin (Lim and Ye 2017).
+    Hinge,
+    /// D is a critic (Arjovsky et al. 2017), held 1-Lipschitz by a gradient penalty (Gulrajani et
+    /// al. 2017) unless `regularise.gradient_penalty` says otherwise.
+    Wasserstein,
+    /// D tells real image i from fake i (Jolicoeur-Martineau 2018).
+    Relativistic,
+    /// f-GAN (Nowozin et al. 2016): KL(data ‖ model).
+    FKl,
+    /// f-GAN: KL(model ‖ data).
+    FReverseKl,
+    /// f-GAN: Pearson's χ².
+    FPearson,
+    /// f-GAN: the squared Hellinger distance.
+    FHellinger,
+    /// f-GAN: the Jensen-Shannon divergence.
+    FJs,
+    /// f-GAN: the GAN's own, which is minimax in other words.
+    FGan,
+}
+
+impl Objective {
+    /// All games.
+    pub const ALL: [Self; 13] = [
+        Self::Minimax,
+        Self::NonSaturating,
+        Self::MaximumLikelihood,
+        Self::LeastSquares,
+        Self::Hinge,
+        Self::Wasserstein,
+        Self::Relativistic,
+        Self::FKl,
+        Self::FReverseKl,
+        Self::FPearson,
+        Self::FHellinger,
+        Self::FJs,
+        Self::FGan,
+    ];
+
+    /// Whether D learns labels, which may be smoothed.
+    pub fn has_labels(self) -> bool {
+        matches!(
+            self,
+            Self::Minimax | Self::NonSaturating | Self::MaximumLikelihood | Self::LeastSquares
+        )
+    }
 }
 
 /// The order of the two players' updates.
@@ -395,9 +405,13 @@ pub struct Deadlines {
     pub checkpoint: Duration,
 }
 
+fn is_one(number: &u32) -> bool {
+    *number == 1
+}
+
 mod defaults {
-    pub(super) fn shard_samples() -> u64 {
-        1024
+    pub(super) fn one() -> u32 {
+        1
     }
     pub(super) fn replicas() -> u32 {
         8
@@ -407,18 +421,6 @@ mod defaults {
     }
     pub(super) fn deterministic() -> bool {
         true
-    }
-}
-
-impl Default for Model {
-    fn default() -> Self {
-        Self {
-            image_size: 64,
-            channels: 3,
-            latent: 100,
-            generator_width: 64,
-            discriminator_width: 64,
-        }
     }
 }
 
@@ -499,6 +501,16 @@ spelled! {
         Minimax => "minimax",
         NonSaturating => "non-saturating",
         MaximumLikelihood => "maximum-likelihood",
+        LeastSquares => "least-squares",
+        Hinge => "hinge",
+        Wasserstein => "wasserstein",
+        Relativistic => "relativistic",
+        FKl => "f-kl",
+        FReverseKl => "f-reverse-kl",
+        FPearson => "f-pearson",
+        FHellinger => "f-hellinger",
+        FJs => "f-js",
+        FGan => "f-gan",
     }
     Update {
         Alternating => "alternating",
@@ -517,12 +529,43 @@ spelled! {
         Exact => "exact",
         Fast => "fast",
     }
+    Family {
+        Dcgan => "dcgan",
+        Mlp => "mlp",
+    }
+    Conditional {
+        None => "none",
+        Concatenation => "concatenation",
+        Projection => "projection",
+    }
+    Normalisation {
+        Batch => "batch",
+        Layer => "layer",
+        None => "none",
+    }
 }
 
 impl Job {
-    /// Samples a step over all replicas: R·b.
-    pub fn global_batch(&self) -> u64 {
+    /// Shape of a sample as it is packed: channels, rows, columns. Images are `data.reduce` times as
+    /// large as the networks'.
+    pub fn packed_shape(&self) -> [u32; 3] {
+        let [channels, high, wide] = self.model.sample_shape();
+        [channels, high * self.data.reduce, wide * self.data.reduce]
+    }
+
+    /// Samples that one replica reads in a step: b for each of D's updates.
+    pub fn replica_samples(&self) -> u32 {
+        self.train.batch * self.train.discriminator_steps
+    }
+
+    /// Samples an update over all replicas: R·b.
+    pub fn minibatch(&self) -> u64 {
         u64::from(self.train.replicas) * u64::from(self.train.batch)
+    }
+
+    /// Samples a step over all replicas: R·b·k.
+    pub fn global_batch(&self) -> u64 {
+        u64::from(self.train.replicas) * u64::from(self.replica_samples())
     }
 
     /// The length of the job in steps, for a data set with `steps_per_epoch` of them a pass.

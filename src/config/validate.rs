@@ -1,6 +1,6 @@
 //! What a job file may say, beyond its types.
 
-use super::{Adam, Job};
+use super::{Adam, Job, data, model, regularise};
 
 /// One impossible value.
 pub(super) struct Fault {
@@ -9,7 +9,7 @@ pub(super) struct Fault {
     pub(super) expected: String,
 }
 
-fn require(
+pub(super) fn require(
     holds: bool,
     key: &'static str,
     value: impl ToString,
@@ -44,9 +44,10 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
         "1 to 63 letters, digits, '.', '_' or '-', not starting with '.'",
     )?;
     require(job.job.seed <= MAX_SEED, "job.seed", job.job.seed, SEEDS)?;
-    data(job)?;
-    model(job)?;
+    data::check(job)?;
+    model::check(job)?;
     train(job)?;
+    regularise::check(job)?;
     optimizer(job)?;
     workers(job)?;
     require(
@@ -99,54 +100,6 @@ fn evaluate(job: &Job) -> Result<(), Fault> {
         best.map_or(String::new(), |score| format!("\"{score}\"")),
         "none, or evaluations to choose by: set evaluate.every_steps too",
     )
-}
-
-fn data(job: &Job) -> Result<(), Fault> {
-    let uri = &job.data.uri;
-    let path = uri.strip_prefix("file://").unwrap_or(uri);
-    require(!path.is_empty(), "data.uri", format!("{uri:?}"), "a path")?;
-    require(
-        uri.starts_with("file://") || !uri.contains("://"),
-        "data.uri",
-        format!("{uri:?}"),
-        "a path on this machine (or file://…)",
-    )?;
-    require(
-        (1..=1 << 24).contains(&job.data.shard_samples),
-        "data.shard_samples",
-        job.data.shard_samples,
-        "1 to 16777216",
-    )
-}
-
-fn model(job: &Job) -> Result<(), Fault> {
-    let model = &job.model;
-    require(
-        [32, 64, 128, 256].contains(&model.image_size),
-        "model.image_size",
-        model.image_size,
-        "32, 64, 128 or 256",
-    )?;
-    require(
-        [1, 3].contains(&model.channels),
-        "model.channels",
-        model.channels,
-        "1 (grey) or 3 (RGB)",
-    )?;
-    require(
-        (1..=4096).contains(&model.latent),
-        "model.latent",
-        model.latent,
-        "1 to 4096",
-    )?;
-    // The deepest layers of 256×256 pixels are 32 times as wide.
-    for (key, value) in [
-        ("model.generator_width", model.generator_width),
-        ("model.discriminator_width", model.discriminator_width),
-    ] {
-        require((1..=1024).contains(&value), key, value, "1 to 1024")?;
-    }
-    Ok(())
 }
 
 fn train(job: &Job) -> Result<(), Fault> {

@@ -277,12 +277,15 @@ impl Cli {
 pub(super) fn on_runtime(
     work: impl Future<Output = Result<ExitCode, Failure>>,
 ) -> Result<ExitCode, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("can't start the runtime: {error}")))?
-        .block_on(work)
+        .map_err(|error| Failure::failed(format!("can't start the runtime: {error}")))?;
+    let result = runtime.block_on(work);
+    // Data that is still being packed must not keep the process.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    result
 }
 
 /// As [`told_to_stop`]; but SIGTERM moves the coordinator, not the job: whoever sent it will start
@@ -369,14 +372,24 @@ impl Serve {
         let job = self.job.load()?;
         logging::init(format, &LogTarget::Stderr).map_err(Failure::failed)?;
         let run_dir = self.place.path(&job);
-        let coordinator = Coordinator::open(Options {
-            expected: job.workers.min,
-            job,
-            run_dir: run_dir.clone(),
-            resume: true,
-        })?;
-        self.place.tell(&coordinator, &run_dir);
         on_runtime(async move {
+            let options = Options {
+                expected: job.workers.min,
+                job,
+                run_dir: run_dir.clone(),
+                resume: true,
+            };
+            // Packing the data may take long. A container's first process would not even hear that
+            // it is to go, if it didn't listen.
+            let opening = tokio::task::spawn_blocking(|| Coordinator::open(options));
+            let coordinator = tokio::select! {
+                opened = opening => opened.map_err(Failure::failed)??,
+                signal = signals::termination(1) => {
+                    say(&format!("{signal}: leaving before the job was opened"));
+                    return Ok(ExitCode::from(DRAINED));
+                }
+            };
+            self.place.tell(&coordinator, &run_dir);
             install_metrics(self.place.metrics_listen)?;
             let listener = tokio::net::TcpListener::bind(self.listen)
                 .await

@@ -224,12 +224,13 @@ impl Foundations {
         let mut packing = Packing::new();
         let dataset = Dataset::open(job, &mut |done, total| packing.update(done, total))?;
         let evaluate = &job.evaluate;
-        let needs_labels = evaluate.every_steps > 0 && evaluate.extractor.is_none();
+        let has_features = evaluate.extractor.is_some() || job.model.has_points();
+        let needs_labels = evaluate.every_steps > 0 && !has_features;
         if needs_labels && !dataset.manifest().labels {
             let uri = job.data.uri.clone();
             return Err(CoordinatorError::Unlabelled { uri });
         }
-        let (replicas, batch) = (job.train.replicas, job.train.batch);
+        let (replicas, batch) = (job.train.replicas, job.replica_samples());
         let plan = Plan::new(&dataset.shard_sizes(), job.job.seed, replicas, batch);
         let plan = plan.map_err(|source| CoordinatorError::Plan {
             uri: job.data.uri.clone(),
@@ -492,7 +493,7 @@ impl Coordinator {
         let reached = Reached::at(self.past.reached);
         Ok(Driver {
             machine: Membership::new(rules, self.past, Duration::ZERO),
-            batch: job.train.batch,
+            batch: job.replica_samples(),
             samples_per_step: job.global_batch(),
             seconds_before: self.records.last_time().unwrap_or(0.0),
             ledger: self.ledger,

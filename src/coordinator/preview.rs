@@ -31,7 +31,7 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         "data           {} samples of {}x{side}x{side}, {} in {} shards\n               digest {}",
         manifest.samples,
         manifest.channels,
-        bytes(manifest.samples * u64::from(manifest.channels * side * side)),
+        bytes(manifest.samples * dataset.sample_bytes() as u64),
         manifest.shards.len(),
         dataset.digest(),
     );
@@ -42,7 +42,7 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         out,
         "batch          {} replicas x {} = {} samples a step",
         train.replicas,
-        train.batch,
+        job.replica_samples(),
         job.global_batch()
     );
     let _ = writeln!(
@@ -56,19 +56,19 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         train.objective, train.update, train.precision
     );
     for player in [Player::Generator, Player::Discriminator] {
-        network(&mut out, &Architecture::of(player, model));
+        network(&mut out, &Architecture::of(player, model, train.packing));
     }
     let ema = train.ema_decay > 0.0;
     let _ = writeln!(
         out,
         "state          {} parameters, {} with moments and statistics",
-        parameters(model),
-        bytes(state_bytes(model, ema))
+        parameters(model, train.packing),
+        bytes(state_bytes(model, train.packing, ema))
     );
     let _ = writeln!(
         out,
         "cost           {:.2} GFLOP a step",
-        (step_flops(model, train.update) * job.global_batch()) as f64 / 1e9
+        (step_flops(model, train) * job.minibatch()) as f64 / 1e9
     );
     let _ = writeln!(
         out,
@@ -92,7 +92,6 @@ fn network(out: &mut String, architecture: &Architecture) {
         Player::Discriminator => "discriminator",
     };
     for (index, stage) in architecture.stages.iter().enumerate() {
-        let convolution = &stage.convolution;
         let parameter = &architecture.parameters[stage.weight];
         let shape = |channels: usize, side: usize| format!("{channels}x{side}x{side}");
         let _ = writeln!(
@@ -100,8 +99,8 @@ fn network(out: &mut String, architecture: &Architecture) {
             "{:<14} {:<14} {:>11} -> {:<11} {:?}",
             if index == 0 { name } else { "" },
             parameter.name,
-            shape(convolution.inputs, convolution.side_in),
-            shape(convolution.outputs, convolution.side_out),
+            shape(stage.layer.inputs(), stage.layer.side_in()),
+            shape(stage.layer.outputs(), stage.layer.side_out()),
             parameter.shape,
         );
     }

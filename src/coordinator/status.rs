@@ -1,9 +1,9 @@
 //! What the job is doing, for people and scripts.
 
 use super::ledger::{EventRecord, time};
+use crate::config::Score;
 use crate::ids::{Generation, Step, WorkerId};
 use crate::membership::{CheckpointRecord, Member, Phase};
-use crate::config::Score;
 use crate::proto;
 use crate::telemetry::evaluations::{self, Evaluation, Line, figure};
 use std::collections::BTreeMap;
@@ -260,7 +260,8 @@ pub fn json(status: &proto::JobStatus) -> serde_json::Value {
     let evaluation = |e: &proto::EvaluationStatus| {
         let of = |value: fn(&proto::ScoreStatus) -> Option<f64>| {
             let scores = e.scores.iter();
-            let scores = scores.filter_map(|score| Some((score.name.clone(), value(score)?.into())));
+            let scores =
+                scores.filter_map(|score| Some((score.name.clone(), value(score)?.into())));
             scores.collect::<serde_json::Map<String, serde_json::Value>>()
         };
         serde_json::json!({
@@ -310,8 +311,14 @@ mod tests {
         };
         let status = message(&identity, &progress);
         let text = text(&status);
-        assert!(text.contains("newest evaluation: step 3  fid 30.00"), "{text}");
-        assert!(text.contains("best evaluation: step 2  fid 7.250"), "{text}");
+        assert!(
+            text.contains("newest evaluation: step 3  fid 30.00"),
+            "{text}"
+        );
+        assert!(
+            text.contains("best evaluation: step 2  fid 7.250"),
+            "{text}"
+        );
         let json = json(&status);
         assert_eq!(json["best_evaluation"]["scores"]["fid"], 7.25);
         assert_eq!(json["newest_evaluation"]["step"], 3);

@@ -43,6 +43,14 @@ pub enum DataError {
         /// What is wrong, and what to do.
         reason: String,
     },
+    /// The labels are not what the model needs.
+    #[error("{uri} (data.uri) {reason}")]
+    Labels {
+        /// `data.uri`.
+        uri: String,
+        /// What is wrong with them, and what to do.
+        reason: String,
+    },
     /// An IDX file is not what its header says.
     #[error("{path}: {found}; expected {expected}")]
     Idx {

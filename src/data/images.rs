@@ -143,6 +143,7 @@ fn planes<P: Pixel<Subpixel = u8>>(image: &Image<P>) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Element;
     use image::{Luma, Rgb};
 
     fn shape(channels: u32, size: u32, fit: Fit) -> Shape {
@@ -150,6 +151,7 @@ mod tests {
             channels,
             size,
             fit,
+            element: Element::Byte,
         }
     }
 

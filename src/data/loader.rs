@@ -6,7 +6,7 @@
 //! is said. What a replica's batches hold depends on its spans, the seed and the epoch, not on who
 //! else is hosted beside it.
 
-use super::{Batch, DataError, Dataset, Pixels, Shard};
+use super::{Batch, DataError, Dataset, Element, Pixels, Shard};
 use crate::ids::{Epoch, ReplicaId, Step};
 use crate::plan::{Span, order};
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ pub struct LoaderSettings {
 }
 
 /// What [`Loader::next`] has.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub enum Next {
     /// One batch a replica, in their order.
     Batches(Vec<Batch>),
@@ -336,7 +336,14 @@ impl Reader {
         let samples = self.settings.batch as usize;
         let mut pixels = match self.settings.places {
             true => Pixels::Places(Vec::with_capacity(samples)),
-            false => Pixels::Bytes(Vec::with_capacity(samples * self.dataset.sample_bytes())),
+            false => match self.dataset.element() {
+                Element::Byte => {
+                    Pixels::Bytes(Vec::with_capacity(samples * self.dataset.sample_bytes()))
+                }
+                Element::Float => Pixels::Numbers(Vec::with_capacity(
+                    samples * self.dataset.sample_bytes() / 4,
+                )),
+            },
         };
         let mut labels = Vec::new();
         for _ in 0..samples {
@@ -353,6 +360,10 @@ impl Reader {
                     places.push((first + index).cast_signed());
                 }
                 (Pixels::Bytes(bytes), ..) => bytes.extend_from_slice(sample.pixels),
+                (Pixels::Numbers(numbers), ..) => {
+                    let (values, _) = sample.pixels.as_chunks();
+                    numbers.extend(values.iter().map(|&value| f32::from_le_bytes(value)));
+                }
                 // A sample was found, so there is an index and a shard.
                 (Pixels::Places(_), ..) => {}
             }

@@ -19,20 +19,51 @@ pub(super) struct Shape {
     pub(super) channels: u32,
     pub(super) size: u32,
     pub(super) fit: Fit,
+    pub(super) element: Element,
+}
+
+/// What a sample's values are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Element {
+    /// One byte: 0 is black, 255 white.
+    #[default]
+    Byte,
+    /// A number as it is, f32, little-endian.
+    Float,
+}
+
+impl Element {
+    fn is_byte(&self) -> bool {
+        *self == Self::Byte
+    }
+
+    /// Bytes of one.
+    pub(super) fn bytes(self) -> usize {
+        match self {
+            Self::Byte => 1,
+            Self::Float => 4,
+        }
+    }
 }
 
 impl Shape {
     pub(super) fn of(job: &Job) -> Self {
+        let [channels, size, _] = job.packed_shape();
         Self {
-            channels: job.model.channels,
-            size: job.model.image_size,
+            channels,
+            size,
             fit: job.data.fit,
+            element: match job.model.has_points() {
+                true => Element::Float,
+                false => Element::Byte,
+            },
         }
     }
 
-    /// Bytes of one sample: channels · size².
+    /// Bytes of one sample: channels · size² · bytes of an element.
     pub(super) fn bytes(&self) -> usize {
-        self.channels as usize * self.size as usize * self.size as usize
+        self.channels as usize * self.size as usize * self.size as usize * self.element.bytes()
     }
 }
 
@@ -46,6 +77,9 @@ pub struct Manifest {
     pub channels: u32,
     /// Side of every sample, pixels.
     pub image_size: u32,
+    /// What samples consist of.
+    #[serde(default, skip_serializing_if = "Element::is_byte")]
+    pub element: Element,
     /// How images were made square.
     pub fit: Fit,
     /// Samples of every shard but the last, which may have fewer.
@@ -54,6 +88,9 @@ pub struct Manifest {
     pub samples: u64,
     /// Whether samples have labels.
     pub labels: bool,
+    /// One more than the largest label, if they have. Manifests of before it was counted lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<u32>,
     /// The shards, in order.
     pub shards: Vec<ShardInfo>,
 }
@@ -115,6 +152,7 @@ impl Manifest {
             version: FORMAT_VERSION,
             channels: shape.channels,
             image_size: shape.size,
+            element: shape.element,
             fit: shape.fit,
             shard_samples,
             ..manifest.clone()

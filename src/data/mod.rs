@@ -13,6 +13,7 @@ mod images;
 mod jpeg;
 mod loader;
 mod manifest;
+mod mixture;
 mod pack;
 mod shard;
 mod source;
@@ -21,7 +22,8 @@ mod tests;
 
 pub use error::DataError;
 pub use loader::{Loader, LoaderSettings, Next};
-pub use manifest::{FORMAT_VERSION, Manifest, ShardInfo};
+pub use manifest::{Element, FORMAT_VERSION, Manifest, ShardInfo};
+pub use mixture::Mixture;
 pub use shard::{Sample, Shard};
 
 use crate::config::Job;
@@ -44,7 +46,7 @@ pub struct Dataset {
 }
 
 /// What one replica trains on in one step.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq)]
 pub struct Batch {
     /// The state that the step starts from.
     pub step: Step,
@@ -58,11 +60,13 @@ pub struct Batch {
     pub labels: Option<Vec<u32>>,
 }
 
-/// The images of a batch.
-#[derive(Clone, PartialEq, Eq)]
+/// The samples of a batch.
+#[derive(Clone, PartialEq)]
 pub enum Pixels {
     /// `[batch, channels, size, size]`, row-major; 0 is black.
     Bytes(Vec<u8>),
+    /// The coordinates of points, `[batch, dimensions]`, row-major.
+    Numbers(Vec<f32>),
     /// One number a sample: its place in the data set, all shards in the manifest's order. For who
     /// holds all of it.
     Places(Vec<i64>),
@@ -79,6 +83,7 @@ impl fmt::Debug for Pixels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes(bytes) => write!(f, "{} bytes", bytes.len()),
+            Self::Numbers(numbers) => write!(f, "{} numbers", numbers.len()),
             Self::Places(places) => write!(f, "{} places", places.len()),
         }
     }
@@ -105,12 +110,13 @@ impl Dataset {
     pub fn open(job: &Job, progress: &mut dyn FnMut(u64, u64)) -> Result<Self, DataError> {
         let shape = Shape::of(job);
         let shard_samples = job.data.shard_samples;
-        let source = Source::find(&job.data.uri)?;
+        let source = Source::of(&job.data)?;
         let folder = cache(job)?.join(pack::key(&source, &shape, shard_samples));
         if !folder.is_dir() {
             pack::pack(&source, &shape, shard_samples, &folder, progress)?;
         }
         let manifest = Manifest::read(&folder, &shape, shard_samples)?;
+        check_labels(job, &manifest)?;
         Ok(Self {
             digest: manifest.digest(),
             ignored: source.ignored,
@@ -153,14 +159,56 @@ impl Dataset {
         self.shard_sizes().iter().sum()
     }
 
+    /// What samples consist of.
+    pub fn element(&self) -> Element {
+        self.shape.element
+    }
+
     /// Shape of a sample: channels, size, size.
     pub fn sample_shape(&self) -> [u32; 3] {
         [self.shape.channels, self.shape.size, self.shape.size]
     }
 
-    /// Bytes of one sample: channels · size².
+    /// Bytes of one sample: channels · size² · bytes of an element.
     pub fn sample_bytes(&self) -> usize {
         self.shape.bytes()
+    }
+
+    /// The first `count` images as numbers in -1 … 1, averaged over squares of `by` × `by` pixels; from
+    /// the beginning again, if there are fewer.
+    ///
+    /// # Shapes
+    /// `[count, channels, size / by, size / by]`.
+    ///
+    /// # Errors
+    /// As [`shard`](Self::shard).
+    pub fn first_reduced(&self, count: usize, by: usize) -> Result<Vec<f32>, DataError> {
+        let side = self.shape.size as usize;
+        let mut values = Vec::new();
+        let (mut number, mut index) = (0, 0);
+        for _ in 0..count {
+            let mut shard = self.shard(number)?;
+            if index == shard.samples() {
+                number = (number + 1) % self.shards.len() as u32;
+                index = 0;
+                shard = self.shard(number)?;
+            }
+            let Some(sample) = shard.sample(index) else {
+                break;
+            };
+            index += 1;
+            for plane in sample.pixels.chunks_exact(side * side) {
+                for (row, column) in
+                    (0..side / by).flat_map(|y| (0..side / by).map(move |x| (y, x)))
+                {
+                    let rows = plane.chunks_exact(side).skip(row * by).take(by);
+                    let square = rows.flat_map(|row| &row[column * by..][..by]);
+                    let sum: u32 = square.map(|&value| u32::from(value)).sum();
+                    values.push(sum as f32 / (by * by) as f32 / 127.5 - 1.0);
+                }
+            }
+        }
+        Ok(values)
     }
 
     /// A shard, verified. The first call reads all of it.
@@ -186,6 +234,35 @@ impl Dataset {
         let shard = Arc::new(Shard::open(&path, info, &self.shape, self.manifest.labels)?);
         *place = Some(Arc::clone(&shard));
         Ok(shard)
+    }
+}
+
+/// Refuses data that a conditional model can't be told of.
+fn check_labels(job: &Job, manifest: &Manifest) -> Result<(), DataError> {
+    let model = &job.model;
+    if !model.is_conditional() {
+        return Ok(());
+    }
+    let refuse = |reason: String| {
+        Err(DataError::Labels {
+            uri: job.data.uri.clone(),
+            reason,
+        })
+    };
+    if !manifest.labels {
+        return refuse(format!(
+            "has no labels, and model.conditional = \"{}\" needs them; put images of a class into a \
+             folder of their own, or a file of labels beside an IDX file",
+            model.conditional
+        ));
+    }
+    match manifest.classes {
+        Some(classes) if classes > model.classes => refuse(format!(
+            "has the labels 0 to {}, but model.classes = {}",
+            classes - 1,
+            model.classes
+        )),
+        _ => Ok(()),
     }
 }
 

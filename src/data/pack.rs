@@ -34,6 +34,9 @@ pub(super) fn key(source: &Source, shape: &Shape, shard_samples: u64) -> String 
     part(&shape.size.to_le_bytes());
     part(format!("{:?}", shape.fit).as_bytes());
     part(&shard_samples.to_le_bytes());
+    if let Some(settings) = source.settings() {
+        part(settings.as_bytes());
+    }
     part(source.root.as_os_str().as_encoded_bytes());
     for file in &source.files {
         part(file.name.as_os_str().as_encoded_bytes());
@@ -162,6 +165,12 @@ impl Drop for Unfinished {
     }
 }
 
+/// One more than the largest label.
+fn classes(labels: &[u32]) -> u32 {
+    let largest = labels.iter().copied().max().unwrap_or(0);
+    largest.saturating_add(1)
+}
+
 struct Packing<'a> {
     samples: &'a Samples,
     shape: Shape,
@@ -250,10 +259,12 @@ impl<'a> Packing<'a> {
             version: FORMAT_VERSION,
             channels: self.shape.channels,
             image_size: self.shape.size,
+            element: self.shape.element,
             fit: self.shape.fit,
             shard_samples: self.shard_samples,
             samples: total,
             labels: self.samples.labels().is_some(),
+            classes: self.samples.labels().map(classes),
             shards: shards.into_iter().map(|(_, info)| info).collect(),
         })
     }

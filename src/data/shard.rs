@@ -6,7 +6,7 @@
 //!      8      4  format version            (all numbers are little-endian)
 //!     12      4  channels
 //!     16      4  side, pixels
-//!     20      4  1 if samples have labels, else 0
+//!     20      4  1 if samples have labels, else 0; and 2 more, if pixels are f32 and not bytes
 //!     24      8  samples
 //!     32         pixels  [samples, channels, side, side]
 //!                labels  [samples] u32, if any
@@ -16,7 +16,7 @@
 //! many workers it runs. A mapped shard has passed its checksum.
 
 use super::error::{DataError, io};
-use super::manifest::{FORMAT_VERSION, Shape, ShardInfo, hex};
+use super::manifest::{Element, FORMAT_VERSION, Shape, ShardInfo, hex};
 use memmap2::Mmap;
 use sha2::{Digest, Sha256};
 use std::fs::File;
@@ -28,7 +28,8 @@ const HEADER: usize = 32;
 fn header(shape: &Shape, samples: u64, labels: bool) -> [u8; HEADER] {
     let mut header = [0; HEADER];
     header[..8].copy_from_slice(b"ganshard");
-    let numbers = [FORMAT_VERSION, shape.channels, shape.size, labels.into()];
+    let form = u32::from(labels) + 2 * u32::from(shape.element == Element::Float);
+    let numbers = [FORMAT_VERSION, shape.channels, shape.size, form];
     for (place, number) in header[8..24].chunks_exact_mut(4).zip(numbers) {
         place.copy_from_slice(&number.to_le_bytes());
     }
@@ -98,7 +99,8 @@ pub struct Shard {
 /// One sample of a [`Shard`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sample<'a> {
-    /// `[channels, size, size]`, row-major.
+    /// `[channels, size, size]`, row-major; four bytes each, little-endian, if they are
+    /// [`Element::Float`].
     pub pixels: &'a [u8],
     /// Its class, if the data set has labels.
     pub label: Option<u32>,

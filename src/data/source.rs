@@ -9,10 +9,16 @@
 //!   subfolder, its label is the number of the first-level subfolder, in the order of their names.
 //!   Images of other formats are ignored and counted, other files are ignored, and so is every name
 //!   that begins with a dot.
+//! - `stacked:` and one of the first two: triples of their images, each the three colours of one
+//!   sample. Its label is made of theirs, digit by digit, if they have labels of 0 to 9.
+//! - `synthetic:ring` or `synthetic:grid`: points of a plane, with the numbers of their modes.
 
 use super::error::{DataError, io};
 use super::manifest::Shape;
+use super::mixture::Mixture;
 use super::{idx, images};
+use crate::config::Data;
+use crate::random::{Domain, Key};
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::Metadata;
@@ -20,7 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// A source that has been listed, but not read.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 pub(super) struct Source {
     uri: String,
     /// Absolute, without links. All files are below it.
@@ -41,17 +47,70 @@ pub(super) struct SourceFile {
     pub(super) modified: u128,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq)]
 enum Kind {
     /// Indices into `files`: images, and their labels.
     Idx(Pairs),
     /// One image a file.
     Images,
+    /// So many triples, by this seed, of the images in IDX files.
+    Stacked {
+        pairs: Pairs,
+        samples: u64,
+        seed: u64,
+    },
+    /// So many points, by this seed.
+    Mixture {
+        mixture: Mixture,
+        samples: u64,
+        seed: u64,
+    },
 }
 
 impl Source {
-    /// Lists what `uri` names.
-    pub(super) fn find(uri: &str) -> Result<Self, DataError> {
+    /// Lists what `data.uri` names.
+    pub(super) fn of(data: &Data) -> Result<Self, DataError> {
+        if let Some(mixture) = Mixture::of(data) {
+            return Ok(Self {
+                uri: data.uri.clone(),
+                root: PathBuf::from(&data.uri),
+                files: Vec::new(),
+                ignored: 0,
+                kind: Kind::Mixture {
+                    mixture,
+                    samples: data.synthetic.samples,
+                    seed: data.synthetic.seed,
+                },
+            });
+        }
+        let mut source = Self::find(data.path().unwrap_or(&data.uri))?;
+        if data.is_stacked() {
+            let Kind::Idx(pairs) = source.kind else {
+                return Err(DataError::Source {
+                    path: source.root,
+                    reason: "holds no IDX files of images, and only those can be stacked"
+                        .to_owned(),
+                });
+            };
+            source.kind = Kind::Stacked {
+                pairs,
+                samples: data.stacked.samples,
+                seed: data.stacked.seed,
+            };
+        }
+        Ok(source)
+    }
+
+    /// What the samples depend on beside the files, if anything.
+    pub(super) fn settings(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Idx(_) | Kind::Images => None,
+            kind => Some(format!("{kind:?}")),
+        }
+    }
+
+    /// Lists the files that `uri` names.
+    fn find(uri: &str) -> Result<Self, DataError> {
         let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri));
         let found = match std::fs::metadata(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -87,13 +146,33 @@ impl Source {
 
     /// Whether the same files are still there, unchanged as far as sizes and times tell.
     pub(super) fn is_unchanged(&self) -> Result<bool, DataError> {
-        Ok(Self::find(&self.uri)? == *self)
+        match &self.kind {
+            Kind::Mixture { .. } => Ok(true),
+            _ => Ok(Self::find(&self.uri)?.files == self.files),
+        }
     }
 
     /// Reads what is to be in memory: IDX files whole, of images their names and classes.
     pub(super) fn read(&self) -> Result<Samples, DataError> {
         match &self.kind {
             Kind::Idx(pairs) => read_idx(&self.root, &self.files, pairs),
+            Kind::Stacked {
+                pairs,
+                samples,
+                seed,
+            } => {
+                let images = read_idx(&self.root, &self.files, pairs)?;
+                stack(images, *samples, *seed, &self.root)
+            }
+            Kind::Mixture {
+                mixture,
+                samples,
+                seed,
+            } => Ok(Samples::Mixture {
+                labels: (0..*samples).map(|index| mixture.mode(index)).collect(),
+                mixture: mixture.clone(),
+                seed: *seed,
+            }),
             Kind::Images => {
                 let classes: Option<Vec<&OsStr>> =
                     self.files.iter().map(|file| class(&file.name)).collect();
@@ -144,6 +223,17 @@ pub(super) enum Samples {
         paths: Vec<PathBuf>,
         labels: Option<Vec<u32>>,
     },
+    Stacked {
+        images: Box<Samples>,
+        /// Which of them each sample consists of.
+        triples: Vec<[u64; 3]>,
+        labels: Option<Vec<u32>>,
+    },
+    Mixture {
+        mixture: Mixture,
+        seed: u64,
+        labels: Vec<u32>,
+    },
 }
 
 impl Samples {
@@ -151,16 +241,21 @@ impl Samples {
         match self {
             Samples::Idx { count, .. } => *count,
             Samples::Files { paths, .. } => paths.len() as u64,
+            Samples::Stacked { triples, .. } => triples.len() as u64,
+            Samples::Mixture { labels, .. } => labels.len() as u64,
         }
     }
 
     pub(super) fn labels(&self) -> Option<&[u32]> {
         match self {
-            Samples::Idx { labels, .. } | Samples::Files { labels, .. } => labels.as_deref(),
+            Samples::Idx { labels, .. }
+            | Samples::Files { labels, .. }
+            | Samples::Stacked { labels, .. } => labels.as_deref(),
+            Samples::Mixture { labels, .. } => Some(labels),
         }
     }
 
-    /// The pixels of sample `index`, `[channels, size, size]`.
+    /// The values of sample `index`, `[channels, size, size]`, as bytes.
     ///
     /// # Panics
     /// If there is no such sample.
@@ -176,6 +271,23 @@ impl Samples {
                 images::fit_grey(size, images.pixels(index), shape, name)
             }
             Samples::Files { paths, .. } => images::read(&paths[index as usize], shape),
+            Samples::Stacked {
+                images, triples, ..
+            } => {
+                let grey = Shape {
+                    channels: 1,
+                    ..*shape
+                };
+                let mut planes = Vec::with_capacity(shape.bytes());
+                for image in triples[index as usize] {
+                    planes.extend(images.pixels(image, &grey)?);
+                }
+                Ok(planes)
+            }
+            Samples::Mixture { mixture, seed, .. } => {
+                let point = mixture.point(*seed, index);
+                Ok(point.into_iter().flat_map(f32::to_le_bytes).collect())
+            }
         }
     }
 }
@@ -217,6 +329,35 @@ fn read_idx(root: &Path, files: &[SourceFile], pairs: &Pairs) -> Result<Samples,
         files: read,
         labels: labelled.then_some(labels),
         count,
+    })
+}
+
+/// So many triples of these images.
+fn stack(images: Samples, samples: u64, seed: u64, root: &Path) -> Result<Samples, DataError> {
+    let count = images.count();
+    let triples: Vec<[u64; 3]> = (0..samples)
+        .map(|index| {
+            let mut stream = Key::new(Domain::Stacked, &[seed, index]).stream();
+            [(); 3].map(|()| stream.below(count))
+        })
+        .collect();
+    let labels = images.labels().map(|labels| {
+        if let Some(label) = labels.iter().find(|&&label| label > 9) {
+            return Err(DataError::Source {
+                path: root.to_owned(),
+                reason: format!(
+                    "has the label {label}, but labels of stacked images are digits, 0 to 9"
+                ),
+            });
+        }
+        let digit = |image: u64| labels[image as usize];
+        let number = |&[a, b, c]: &[u64; 3]| 100 * digit(a) + 10 * digit(b) + digit(c);
+        Ok(triples.iter().map(number).collect())
+    });
+    Ok(Samples::Stacked {
+        labels: labels.transpose()?,
+        images: Box::new(images),
+        triples,
     })
 }
 

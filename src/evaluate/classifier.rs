@@ -156,7 +156,11 @@ impl Shape {
     /// Labels of images whose views are of these classes.
     fn labels(&self, classes: &[i64]) -> Vec<u32> {
         let views = if self.stacked { self.channels } else { 1 } as usize;
-        let label = |digits: &[i64]| digits.iter().fold(0, |label, &digit| 10 * label + digit as u32);
+        let label = |digits: &[i64]| {
+            digits
+                .iter()
+                .fold(0, |label, &digit| 10 * label + digit as u32)
+        };
         classes.chunks(views).map(label).collect()
     }
 }
@@ -192,9 +196,12 @@ impl Classifier {
         let mut step = 0;
         for pass in 0..passes {
             let mut order = learned.to_vec();
-            Key::new(Domain::Evaluation, &[0, draws::ORDER, draws::PASSES, pass as u64])
-                .stream()
-                .shuffle(&mut order);
+            Key::new(
+                Domain::Evaluation,
+                &[0, draws::ORDER, draws::PASSES, pass as u64],
+            )
+            .stream()
+            .shuffle(&mut order);
             for numbers in order.chunks_exact(batch) {
                 crew.check()?;
                 let rate = LEARNING_RATE * (1.0 - step as f64 / steps as f64);
@@ -234,7 +241,12 @@ impl Classifier {
         let leaves = self
             .parts
             .iter()
-            .map(|part| Ok(part.view(&self.flat)?.f_detach()?.f_set_requires_grad(true)?))
+            .map(|part| {
+                Ok(part
+                    .view(&self.flat)?
+                    .f_detach()?
+                    .f_set_requires_grad(true)?)
+            })
             .collect::<Result<Vec<Tensor>, TorchError>>()?;
         let gradient = torch::catch("train a classifier", || {
             let (_, logits) = forward(&leaves, &images)?;
@@ -269,12 +281,7 @@ impl Classifier {
         Ok(())
     }
 
-    fn accuracy(
-        &self,
-        crew: &Crew,
-        reals: &Reals,
-        numbers: &[u64],
-    ) -> Result<f64, EvaluateError> {
+    fn accuracy(&self, crew: &Crew, reals: &Reals, numbers: &[u64]) -> Result<f64, EvaluateError> {
         let right = crew.run(
             numbers.len().div_ceil(CHUNK),
             || Ok(self.share(Device::Cpu)?),

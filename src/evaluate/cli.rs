@@ -1,5 +1,6 @@
 //! `gan-worker evaluate`.
 
+use super::origin::absolute;
 use super::{Crew, EvaluateError, Evaluator, Settings, job_of};
 use crate::checkpoint;
 use crate::command::{Failure, print};
@@ -10,7 +11,7 @@ use crate::torch::{Adopted, Rules};
 use clap::Args;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -94,7 +95,11 @@ impl Evaluate {
             true => (true, SamplesOf::Average),
             false => (false, SamplesOf::Newest),
         };
-        let file = if averaged { "generator_ema" } else { "generator" };
+        let file = if averaged {
+            "generator_ema"
+        } else {
+            "generator"
+        };
         let (manifest, tensors) =
             checkpoint::read_file(checkpoint, file).map_err(Failure::failed)?;
         let job = job_of(checkpoint, &manifest, self.data.as_deref())?;
@@ -129,11 +134,7 @@ impl Evaluate {
 /// The job with other images in the place of its data.
 fn given(job: &Job, uri: &str) -> Job {
     let mut job = job.clone();
-    let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri));
-    job.data.uri = std::path::absolute(path)
-        .unwrap_or_else(|_| path.to_owned())
-        .display()
-        .to_string();
+    job.data.uri = absolute(uri);
     job
 }
 
@@ -172,15 +173,24 @@ fn table(evaluation: &Evaluation, modes: Option<u64>) -> String {
         protocol.samples_of, protocol.samples, protocol.seed, protocol.reals
     );
     let extractor = &protocol.extractor;
+    if extractor.kind == "none" {
+        let _ = writeln!(
+            out,
+            "points of {} dimensions, as they are",
+            extractor.features
+        );
+    }
     let accuracy = match extractor.accuracy {
         Some(accuracy) => format!(", right on {:.2} % of test samples", 100.0 * accuracy),
         None => String::new(),
     };
-    let _ = writeln!(
-        out,
-        "{} features of {} {}{accuracy}",
-        extractor.features, extractor.kind, extractor.hash
-    );
+    if extractor.kind != "none" {
+        let _ = writeln!(
+            out,
+            "{} features of {} {}{accuracy}",
+            extractor.features, extractor.kind, extractor.hash
+        );
+    }
     let halves = format!("data against data ({0} : {0})", protocol.floor_samples);
     let _ = writeln!(out, "\n{:<16}{:>12}   {halves}", "score", "");
     for score in Score::ALL {
@@ -193,7 +203,13 @@ fn table(evaluation: &Evaluation, modes: Option<u64>) -> String {
             None => "-".to_owned(),
         };
         if scores.contains_key(&score) || floor.contains_key(&score) {
-            let _ = writeln!(out, "{:<16}{:>12}   {}", score.as_str(), of(scores), of(floor));
+            let _ = writeln!(
+                out,
+                "{:<16}{:>12}   {}",
+                score.as_str(),
+                of(scores),
+                of(floor)
+            );
         }
     }
     out

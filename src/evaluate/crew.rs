@@ -111,7 +111,12 @@ mod tests {
             let expected: Vec<usize> = (0..50).map(|chunk| chunk * chunk).collect();
             assert_eq!(squares.unwrap(), expected);
         }
-        assert!(Crew::new(3).run(0, || Ok(()), |(), _| Ok(())).unwrap().is_empty());
+        assert!(
+            Crew::new(3)
+                .run(0, || Ok(()), |(), _| Ok(()))
+                .unwrap()
+                .is_empty()
+        );
     }
 
     #[test]

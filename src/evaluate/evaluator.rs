@@ -7,11 +7,12 @@ use super::frechet::Gaussian;
 use super::modes::Census;
 use super::reals::Reals;
 use super::script::Script;
-use super::{EvaluateError, draws, kernel, manifold};
+use super::{EvaluateError, draws, kernel, manifold, mixture};
 use crate::checkpoint::TensorData;
 use crate::config::{Job, Model, Score};
-use crate::data::{self, Dataset};
+use crate::data::{self, Dataset, Element, Mixture};
 use crate::ids::Step;
+use crate::model::Latents;
 use crate::random::{Domain, Key};
 use crate::telemetry::evaluations::{Evaluation, Extractor, Protocol, SamplesOf, Scores};
 use crate::torch::TorchError;
@@ -20,9 +21,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
 
-/// Samples that are drawn and looked at together. The borders between chunks are part of the
-/// protocol: the same for any crew.
-const CHUNK: usize = 256;
+/// Samples that are drawn and looked at together: few, so that an evaluation that is called off ends
+/// soon even with a large extractor. The borders between chunks are part of the protocol: the same
+/// for any crew.
+const CHUNK: usize = 64;
+
+/// What a generator that isn't told of labels is told.
+const UNLABELLED: &[u32] = &[0];
 
 /// The fewest samples: each half of the floor has neighbourhoods.
 const FEWEST: u64 = 2 * manifold::FEWEST;
@@ -51,9 +56,19 @@ pub struct Evaluator {
     judge: Judge,
     protocol: Protocol,
     reals: Seen,
-    /// Of all of the data, if it has labels.
-    census: Option<(Census, usize)>,
+    /// Labels of the real samples, for a generator that is told of labels.
+    labels: Option<Vec<u32>>,
+    modes: Modes,
     floor: Scores,
+}
+
+/// By what modes are counted.
+#[derive(Debug, Default)]
+struct Modes {
+    /// Labels of all of the data, and how many there can be.
+    census: Option<(Census, usize)>,
+    /// Where samples are points.
+    mixture: Option<Mixture>,
 }
 
 /// What makes features and tells classes.
@@ -63,6 +78,8 @@ struct Judge {
     script: Option<Script>,
     /// `[channels, side, side]`
     shape: [i64; 3],
+    /// What samples consist of. Points are their own features.
+    element: Element,
 }
 
 /// Samples as the scores see them.
@@ -107,13 +124,23 @@ impl Evaluator {
         told(&format!("looking at {wanted} real samples"));
         let seen = judge.look(crew, device, &reals, &order[..wanted])?;
         seen.check(&job.data.uri)?;
-        let census = labels.map(|labels| {
-            let classes = labels.iter().max().map_or(0, |&last| last as usize + 1);
+        let compared = &order[..samples as usize];
+        let of_compared = |labels: &Vec<u32>| -> Vec<u32> {
+            let label = |&number: &u64| labels[number as usize];
+            compared.iter().map(label).collect()
+        };
+        let of_compared = labels.as_ref().map(of_compared);
+        let mixture = Mixture::of(&job.data);
+        let census = labels.filter(|_| mixture.is_none()).map(|labels| {
+            let classes = match job.data.is_stacked() {
+                true => STACKED,
+                false => labels.iter().max().map_or(0, |&last| last as usize + 1),
+            };
             (Census::of(labels), classes)
         });
-        let classes = census.as_ref();
+        let modes = Modes { census, mixture };
         let halves = (seen.part(0, half)?, seen.part(half, half)?);
-        let floor = scores(crew, &halves.0, &halves.1, classes, seed)?;
+        let floor = scores(crew, &halves.0, &halves.1, &modes, seed)?;
         let reals_seen = seen.part(0, samples as usize)?;
         let data = reals.dataset().digest().to_owned();
         let features = seen.features.size()[1] as u64;
@@ -134,7 +161,8 @@ impl Evaluator {
                 },
             },
             reals: reals_seen,
-            census,
+            labels: of_compared,
+            modes,
             floor,
         })
     }
@@ -164,10 +192,23 @@ impl Evaluator {
                 // All of a chunk is drawn even if fewer are needed: the first of them are the same
                 // whatever the count.
                 let key = Key::new(Domain::Evaluation, &[seed, draws::LATENTS, chunk as u64]);
-                let mut pixels = sampler.draw_from(key, CHUNK)?;
+                let latents = Latents::of(model, key, CHUNK)?;
                 let wanted = CHUNK.min(count - chunk * CHUNK);
-                pixels.truncate(pixels.len() / CHUNK * wanted);
-                judge.see(&pixels)
+                // A generator that is told of labels makes as many of each as the data has.
+                let labels = match &self.labels {
+                    Some(labels) => labels[chunk * CHUNK..][..wanted].iter().copied().cycle(),
+                    None => UNLABELLED.iter().copied().cycle(),
+                };
+                let labels: Vec<u32> = labels.take(CHUNK).collect();
+                let mut samples = match judge.element {
+                    Element::Byte => sampler.sample_of(&latents, &labels)?,
+                    Element::Float => {
+                        let points = sampler.values(&latents, &labels)?;
+                        points.into_iter().flat_map(f32::to_le_bytes).collect()
+                    }
+                };
+                samples.truncate(samples.len() / CHUNK * wanted);
+                judge.see(&samples)
             },
         )?;
         self.evaluation(Seen::joined(parts)?, samples_of, step, digest)
@@ -204,7 +245,7 @@ impl Evaluator {
             &self.crew,
             &seen,
             &self.reals,
-            self.census.as_ref(),
+            &self.modes,
             self.protocol.seed,
         )?;
         Ok(Evaluation {
@@ -222,7 +263,10 @@ impl Evaluator {
 
     /// Modes that the data has, if they can be counted.
     pub fn modes(&self) -> Option<u64> {
-        let (census, _) = self.census.as_ref()?;
+        if let Some(mixture) = &self.modes.mixture {
+            return Some(mixture.centres.len() as u64);
+        }
+        let (census, _) = self.modes.census.as_ref()?;
         Some(census.modes(census))
     }
 }
@@ -252,6 +296,22 @@ impl Judge {
             .map(|path| Script::load(path, settings.device))
             .transpose()?;
         let shape = reals.dataset().sample_shape().map(i64::from);
+        let element = reals.dataset().element();
+        if element == Element::Float {
+            let judge = Self {
+                classifier: None,
+                script: None,
+                shape,
+                element,
+            };
+            let extractor = Extractor {
+                kind: "none".to_owned(),
+                hash: String::new(),
+                features: 0,
+                accuracy: None,
+            };
+            return Ok((judge, extractor));
+        }
         let uri = || job.data.uri.clone();
         let trained = match labels {
             None if script.is_none() => return Err(EvaluateError::NoLabels { data: uri() }),
@@ -260,7 +320,7 @@ impl Judge {
                 let classes = labels.iter().max().map_or(0, |&last| last as usize + 1);
                 match (classes, &script) {
                     (2.., _) => {
-                        let shape = classifier_shape(shape, classes);
+                        let shape = classifier_shape(job, shape, classes);
                         Some(trained(job, reals, shape, settings, told)?)
                     }
                     (_, Some(_)) => None,
@@ -290,6 +350,7 @@ impl Judge {
             classifier: trained.map(|trained| trained.classifier),
             script,
             shape,
+            element,
         };
         Ok((judge, extractor))
     }
@@ -301,11 +362,24 @@ impl Judge {
             classifier: classifier.map(|c| c.share(device)).transpose()?,
             script: self.script.clone(),
             shape: self.shape,
+            element: self.element,
         })
     }
 
-    /// Looks at images, `[n, c, s, s]`.
+    /// Looks at images, `[n, c, s, s]`, or at points, `[n, 2]` as little-endian f32.
     fn see(&self, pixels: &[u8]) -> Result<Seen, EvaluateError> {
+        if self.element == Element::Float {
+            let (numbers, _) = pixels.as_chunks();
+            let numbers: Vec<f64> = numbers
+                .iter()
+                .map(|&number| f64::from(f32::from_le_bytes(number)))
+                .collect();
+            let width = self.shape.iter().product::<i64>();
+            return Ok(Seen {
+                features: Tensor::f_from_slice(&numbers)?.f_view([-1, width])?,
+                classes: None,
+            });
+        }
         let opinion = self.classifier.as_ref().map(|c| c.opinion(pixels));
         let opinion = opinion.transpose()?;
         let features = match (&self.script, &opinion) {
@@ -343,13 +417,17 @@ impl Judge {
     }
 }
 
+/// Labels of stacked images: three digits.
+const STACKED: usize = 1000;
+
 /// The classifier for such data.
-fn classifier_shape([channels, side, _]: [i64; 3], classes: usize) -> Shape {
+fn classifier_shape(job: &Job, [channels, side, _]: [i64; 3], classes: usize) -> Shape {
+    let stacked = job.data.is_stacked();
     Shape {
         channels,
         side,
-        classes: classes as i64,
-        stacked: false,
+        classes: if stacked { 10 } else { classes as i64 },
+        stacked,
     }
 }
 
@@ -413,7 +491,7 @@ fn scores(
     crew: &Crew,
     samples: &Seen,
     reals: &Seen,
-    census: Option<&(Census, usize)>,
+    modes: &Modes,
     seed: u64,
 ) -> Result<Scores, EvaluateError> {
     let mut scores = Scores::new();
@@ -434,7 +512,14 @@ fn scores(
         (Score::Density, overlap.density),
         (Score::Coverage, overlap.coverage),
     ]);
-    if let (Some((data, classes)), Some(told)) = (census, &samples.classes) {
+    if let Some(mixture) = &modes.mixture {
+        let points = Vec::<f64>::try_from(samples.features.f_reshape([-1])?)?;
+        let (points, _) = points.as_chunks::<2>();
+        let spread = mixture::spread(mixture, points);
+        scores.insert(Score::Modes, spread.modes as f64);
+        scores.insert(Score::HighQuality, spread.high_quality);
+    }
+    if let (Some((data, classes)), Some(told)) = (&modes.census, &samples.classes) {
         let found = Census::of(told.iter().copied());
         scores.insert(Score::Modes, found.modes(data) as f64);
         scores.insert(Score::KlUniform, found.kl_uniform(*classes));

@@ -32,7 +32,6 @@ mod tests;
 pub use crew::Crew;
 pub use error::EvaluateError;
 pub use evaluator::{Evaluator, Settings};
-pub use mixture::{Mixture, Spread};
 pub use origin::job_of;
 
 /// What evaluations draw, the second number of their keys.

@@ -82,8 +82,7 @@ mod tests {
     /// What a perfect sampler of VEEGAN's protocol gets: (K - 1)/2n from chance alone.
     #[test]
     fn chance_alone_is_what_the_literature_has() {
-        let mut stream =
-            crate::random::Key::new(crate::random::Domain::Evaluation, &[9]).stream();
+        let mut stream = crate::random::Key::new(crate::random::Domain::Evaluation, &[9]).stream();
         let drawn = Census::of((0..26_000).map(|_| stream.below(1000) as u32));
         assert_eq!(drawn.modes(&Census::of(0..1000)), 1000);
         close(drawn.kl_uniform(1000), 0.0192, 0.003);

@@ -27,12 +27,25 @@ pub fn job_of(
     let mut job = blank();
     job.data = data;
     if let Some(uri) = uri {
-        let path = uri.strip_prefix("file://").unwrap_or(uri);
-        job.data.uri = std::path::absolute(path)
-            .map_or_else(|_| uri.to_owned(), |path| path.display().to_string());
+        job.data.uri = absolute(uri);
     }
     job.model = manifest.model.clone();
     Ok(job)
+}
+
+/// A data URI as seen from the root; what names no path is left as it is.
+pub(super) fn absolute(uri: &str) -> String {
+    let (stacked, path) = match uri.strip_prefix("stacked:") {
+        Some(path) => ("stacked:", path),
+        None => ("", uri),
+    };
+    let path = path.strip_prefix("file://").unwrap_or(path);
+    match std::path::absolute(path) {
+        Ok(absolute) if !path.starts_with("synthetic:") => {
+            format!("{stacked}{}", absolute.display())
+        }
+        _ => uri.to_owned(),
+    }
 }
 
 /// Of checkpoints from before they said it: `RUN_DIR/result.json`, two folders up.

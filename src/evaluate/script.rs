@@ -26,10 +26,12 @@ impl Script {
             path: path.to_owned(),
             source,
         })?;
-        let mut module = CModule::load_data_on_device(&mut &bytes[..], device)
-            .map_err(|error| EvaluateError::Script {
-                path: path.to_owned(),
-                detail: first_line(&error.to_string()),
+        let mut module =
+            CModule::load_data_on_device(&mut &bytes[..], device).map_err(|error| {
+                EvaluateError::Script {
+                    path: path.to_owned(),
+                    detail: first_line(&error.to_string()),
+                }
             })?;
         module.f_set_eval()?;
         Ok(Self {
@@ -80,9 +82,7 @@ impl Script {
                 if sizes.len() != 2 || sizes[0] != n || sizes[1] == 0 || !is_float {
                     return Err(wrong(format!("a tensor {sizes:?} of kind {kind:?}")));
                 }
-                Ok(features
-                    .f_to_device(Device::Cpu)?
-                    .f_to_kind(Kind::Double)?)
+                Ok(features.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?)
             }
             IValue::Tuple(parts) => Err(wrong(format!("a tuple of {}", parts.len()))),
             IValue::TensorList(parts) => Err(wrong(format!("a list of {} tensors", parts.len()))),

@@ -60,7 +60,7 @@ mod tests {
     use crate::checkpoint::{Kind, TensorData};
     use crate::config::{Model, Precision};
     use crate::model::architecture::Source;
-    use crate::model::{Architecture, Network, Statistics, view};
+    use crate::model::{Architecture, Input, Network, Statistics, Values, view};
     use tch::Tensor;
 
     /// A small generator, with weights that make pictures of all greys.
@@ -91,7 +91,7 @@ mod tests {
             let architecture = Architecture::generator(&model);
             let parameters = numbers(architecture.len()) * 0.5;
             // Variances must not be negative.
-            let running = numbers(architecture.statistics).abs() * 0.3 + 0.05;
+            let running = numbers(architecture.running).abs() * 0.3 + 0.05;
             let values = |tensor: &Tensor| {
                 let flat = tensor.contiguous().view(-1);
                 let values = Vec::<f32>::try_from(flat).unwrap();
@@ -107,7 +107,7 @@ mod tests {
                         let parameter = &architecture.parameters[index];
                         (Kind::F32, values(&view(&parameters, parameter).unwrap()))
                     }
-                    Source::Statistics(range) => {
+                    Source::Running(range) => {
                         let part = running.narrow(0, range.start as i64, range.len() as i64);
                         (Kind::F32, values(&part))
                     }
@@ -135,9 +135,13 @@ mod tests {
 
         /// What this program's own generator makes of the latents.
         pub(super) fn images(&self) -> Tensor {
-            Network::frozen(&self.architecture, &self.parameters, Precision::F32)
+            let values = Values {
+                parameters: &self.parameters,
+                running: &self.running,
+            };
+            Network::frozen(&self.architecture, values, Precision::F32)
                 .unwrap()
-                .forward(&self.latents, Statistics::Running(&self.running))
+                .forward(Input::from(&self.latents), Statistics::Running(&self.running))
                 .unwrap()
         }
     }

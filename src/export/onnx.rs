@@ -5,7 +5,7 @@
 
 use super::{ExportError, Operation, Program};
 use crate::checkpoint::TensorData;
-use crate::model::architecture::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM};
+use crate::model::architecture::{BATCH_NORM_MOMENTUM, NORM_EPSILON};
 use prost::Message;
 
 /// The version of the file's own form.
@@ -63,10 +63,12 @@ fn nodes(program: &Program<'_>) -> Vec<Node> {
                 kernel,
                 stride,
                 padding,
+                output_padding,
             } => {
                 input.push(weight.clone());
                 let attributes = vec![
                     integers("kernel_shape", &[*kernel; 2]),
+                    integers("output_padding", &[*output_padding; 2]),
                     integers("pads", &[*padding; 4]),
                     integers("strides", &[*stride; 2]),
                 ];
@@ -76,7 +78,7 @@ fn nodes(program: &Program<'_>) -> Vec<Node> {
                 let parts = ["weight", "bias", "running_mean", "running_var"];
                 input.extend(parts.map(|part| format!("{layer}.{part}")));
                 let attributes = vec![
-                    float("epsilon", BATCH_NORM_EPSILON as f32),
+                    float("epsilon", NORM_EPSILON as f32),
                     // The share that the old statistics keep, not the new ones.
                     float("momentum", (1.0 - BATCH_NORM_MOMENTUM) as f32),
                 ];

@@ -3,7 +3,7 @@
 use super::ExportError;
 use crate::checkpoint::{Kind, TensorData};
 use crate::model::Architecture;
-use crate::model::architecture::Activation;
+use crate::model::architecture::{Activation, Layer};
 use std::collections::BTreeMap;
 
 /// One operation on what the one before has made.
@@ -19,6 +19,8 @@ pub enum Operation {
         stride: usize,
         /// Border, pixels.
         padding: usize,
+        /// Pixels added to the lower and the right side.
+        output_padding: usize,
     },
     /// A batch norm with running statistics.
     BatchNorm {
@@ -73,18 +75,25 @@ impl<'a> Program<'a> {
             }
         }
         let mut operations = Vec::new();
-        let [mut latent, mut channels, mut side] = [0; 3];
-        for stage in &architecture.stages {
-            let layer = &stage.convolution;
-            if operations.is_empty() {
-                latent = layer.inputs;
+        let [latent, ..] = architecture.input;
+        let [mut channels, mut side] = [0; 2];
+        check(architecture)?;
+        for (number, stage) in architecture.stages.iter().enumerate() {
+            let layer = match &stage.layer {
+                Layer::Convolution(layer) if layer.transposed => layer,
+                _ => return Err(refused("it has layers that are no transposed convolutions")),
+            };
+            // The first layer's latents are its whole input; further ones get theirs beside it.
+            if number > 0 && !stage.appended.is_empty() {
+                return Err(refused("its latents are split over its layers"));
             }
             (channels, side) = (layer.outputs, layer.side_out);
             operations.push(Operation::ConvTranspose {
                 weight: architecture.parameters[stage.weight].name.clone(),
-                kernel: crate::model::architecture::KERNEL,
+                kernel: layer.kernel,
                 stride: layer.stride,
                 padding: layer.padding,
+                output_padding: layer.output_padding,
             });
             if let Some(norm) = stage.norm {
                 operations.push(Operation::BatchNorm {
@@ -94,8 +103,11 @@ impl<'a> Program<'a> {
             match stage.activation {
                 Activation::Relu => operations.push(Operation::Relu),
                 Activation::Tanh => operations.push(Operation::Tanh),
-                // The discriminator's.
-                Activation::LeakyRelu | Activation::Logit => {}
+                Activation::Identity => {}
+                Activation::Band => return Err(refused("it refines images (model.pyramid)")),
+                Activation::LeakyRelu | Activation::Maxout { .. } | Activation::Logit => {
+                    return Err(refused("it has a discriminator's activations"));
+                }
             }
         }
         Ok(Self {
@@ -110,5 +122,25 @@ impl<'a> Program<'a> {
     pub fn weights(&self) -> impl Iterator<Item = &'a TensorData> + '_ {
         let numbers = |tensor: &&TensorData| tensor.kind == Kind::F32;
         self.tensors.iter().copied().filter(numbers)
+    }
+}
+
+/// Refuses generators that take more than latents.
+fn check(architecture: &Architecture) -> Result<(), ExportError> {
+    if architecture.classes > 0 {
+        return Err(refused("it takes labels beside latents (model.conditional)"));
+    }
+    if architecture.coarse > 0 {
+        return Err(refused("it refines images (model.pyramid)"));
+    }
+    if architecture.noise > 0 {
+        return Err(refused("it takes noise beside latents (model.hidden_noise)"));
+    }
+    Ok(())
+}
+
+fn refused(why: &str) -> ExportError {
+    ExportError::Refused {
+        why: format!("{why}; --format safetensors has its weights"),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{ExportError, Operation, Program};
 use crate::checkpoint::Kind;
-use crate::model::architecture::{BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM};
+use crate::model::architecture::{BATCH_NORM_MOMENTUM, NORM_EPSILON};
 use crate::torch::{Script, ScriptTensor, TorchError};
 use std::fmt::Write;
 use tch::Tensor;
@@ -53,15 +53,16 @@ fn source(program: &Program<'_>) -> String {
                 weight,
                 stride,
                 padding,
+                output_padding: more,
                 ..
             } => format!(
-                "torch.conv_transpose2d(x, {}, None, [{stride}, {stride}], [{padding}, {padding}])",
+                "torch.conv_transpose2d(x, {}, None, [{stride}, {stride}], [{padding}, {padding}], [{more}, {more}])",
                 attribute(weight)
             ),
             Operation::BatchNorm { layer } => {
                 let part = |name: &str| attribute(&format!("{layer}.{name}"));
                 format!(
-                    "torch.batch_norm(x, {}, {}, {}, {}, False, {BATCH_NORM_MOMENTUM:?}, {BATCH_NORM_EPSILON:?}, False)",
+                    "torch.batch_norm(x, {}, {}, {}, {}, False, {BATCH_NORM_MOMENTUM:?}, {NORM_EPSILON:?}, False)",
                     part("weight"),
                     part("bias"),
                     part("running_mean"),

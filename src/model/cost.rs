@@ -3,10 +3,10 @@
 //! The counts are of the mathematics, not of any implementation: what is divided by a measured time
 //! gives the rate at which useful work was done.
 
-use super::architecture::{Architecture, Convolution};
-use crate::config::{Model, Precision, Train, Update};
+use super::architecture::{Architecture, Layer};
+use crate::config::{BatchNorm, Model, Precision, Train, Update};
 
-/// Floating-point operations in convolutions, which are all but a few percent of a step; a
+/// Floating-point operations in convolutions and fully connected layers, which are all but a few percent of a step; a
 /// multiplication and an addition are two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flops {
@@ -23,7 +23,8 @@ impl Flops {
     }
 }
 
-/// What a training step spends on one image.
+/// What a training step spends on one image of a minibatch. A penalty on D's slope, which goes
+/// through D once more each way, is not counted.
 ///
 /// With F(N) for a forward pass of network N and f(N) for that of its first layer:
 ///
@@ -35,36 +36,78 @@ impl Flops {
 ///           … and on to G's weights                    2·F(G) - f(G)
 /// ```
 ///
+/// With `model.batch_norm = "together"` D looks at x beside G(z) each time, and J_G's gradient passes
+/// through both, for the batch's statistics hang on both.
+///
 /// The gradient of a convolution costs as much as its forward pass, once for its weight and once
 /// for its input. Nobody asks for a first layer's input, nor for D's weights where J_G passes.
-pub fn step(model: &Model, update: Update) -> Flops {
-    let (g, d) = (Architecture::generator(model), discriminator(model));
-    let judgements = match update {
-        Update::Alternating => 3,
-        Update::Simultaneous => 2,
-    };
+///
+/// That is one update of each player. What is done for D's counts for each of its updates in a step,
+/// and what is done for G's likewise; with packing, D has one input for m images.
+pub fn step(model: &Model, train: &Train) -> Flops {
+    let (g, d) = (Architecture::generator(model), discriminator(model, train));
+    let passes = Passes::of(model, train);
+    let an_image = |flops: u64| flops / u64::from(train.packing);
     Flops {
-        forward: g.forward_flops() + judgements * d.forward_flops(),
-        backward: 2 * backward_to_parameters(&d) + d.forward_flops() + backward_to_parameters(&g),
+        forward: passes.generated * g.forward_flops() + passes.judged * an_image(d.forward_flops()),
+        backward: passes.of_discriminator * 2 * an_image(backward_to_parameters(&d))
+            + passes.through * an_image(d.forward_flops())
+            + passes.of_generator * backward_to_parameters(&g),
+    }
+}
+
+/// How often a minibatch's worth of images passes through the networks in a step.
+struct Passes {
+    /// D's updates.
+    of_discriminator: u64,
+    /// G's updates.
+    of_generator: u64,
+    /// Forward through G.
+    generated: u64,
+    /// Forward through D.
+    judged: u64,
+    /// J_G's gradient through D.
+    through: u64,
+}
+
+impl Passes {
+    fn of(model: &Model, train: &Train) -> Self {
+        let of_discriminator = u64::from(train.discriminator_steps);
+        let of_generator = u64::from(train.generator_steps);
+        let through = match model.batch_norm {
+            BatchNorm::Separate => of_generator,
+            BatchNorm::Together => 2 * of_generator,
+        };
+        let again = match train.update {
+            Update::Alternating => through,
+            Update::Simultaneous => 0,
+        };
+        Self {
+            of_discriminator,
+            of_generator,
+            generated: of_discriminator + of_generator - 1,
+            judged: 2 * of_discriminator + again,
+            through,
+        }
     }
 }
 
 /// [`step`]'s total.
-pub fn step_flops(model: &Model, update: Update) -> u64 {
-    step(model, update).total()
+pub fn step_flops(model: &Model, train: &Train) -> u64 {
+    step(model, train).total()
 }
 
-fn discriminator(model: &Model) -> Architecture {
-    Architecture::discriminator(model)
+fn discriminator(model: &Model, train: &Train) -> Architecture {
+    Architecture::discriminator(model, train.packing)
 }
 
 fn backward_to_parameters(network: &Architecture) -> u64 {
-    2 * network.forward_flops() - first(network, Convolution::flops)
+    2 * network.forward_flops() - first(network, Layer::flops)
 }
 
-fn first(network: &Architecture, of: impl Fn(&Convolution) -> u64) -> u64 {
+fn first(network: &Architecture, of: impl Fn(&Layer) -> u64) -> u64 {
     let stage = network.stages.first();
-    stage.map_or(0, |stage| of(&stage.convolution))
+    stage.map_or(0, |stage| of(&stage.layer))
 }
 
 /// Bytes that a step can't but move between memory and processor. An implementation moves more: it
@@ -91,18 +134,16 @@ impl Traffic {
 
 /// What a worker moves in a step that hosts so many replicas.
 pub fn traffic(model: &Model, train: &Train, hosted: u32) -> Traffic {
-    let (g, d) = (Architecture::generator(model), discriminator(model));
-    let judgements = match train.update {
-        Update::Alternating => 3,
-        Update::Simultaneous => 2,
-    };
+    let (g, d) = (Architecture::generator(model), discriminator(model, train));
+    let passes = Passes::of(model, train);
     let element = match train.precision {
         Precision::F32 | Precision::Tf32 => 4,
         Precision::Bf16 => 2,
     };
     let (of_g, of_d) = (g.len() as u64, d.len() as u64);
     // Read by each forward pass; read by each backward pass, and written by those to the weights.
-    let weights = of_g * (1 + 2) + of_d * (judgements + 2 * 2 + 1);
+    let weights = of_g * (passes.generated + 2 * passes.of_generator)
+        + of_d * (passes.judged + 2 * 2 * passes.of_discriminator + passes.through);
     // A forward pass reads its inputs and writes its outputs. Backward, a layer reads its output's
     // gradient, writes its input's (but for a first layer whose input nobody asks for), and reads
     // its input for its weight's.
@@ -111,26 +152,30 @@ pub fn traffic(model: &Model, train: &Train, hosted: u32) -> Traffic {
     let to_weights = |network: &Architecture| {
         sum(network, |layer| output(layer) + 2 * input(layer)) - first(network, input)
     };
-    let image =
-        forward(&g) + judgements * forward(&d) + 2 * to_weights(&d) + through(&d) + to_weights(&g);
+    let packed = passes.judged * forward(&d)
+        + passes.of_discriminator * 2 * to_weights(&d)
+        + passes.through * through(&d);
+    let image = passes.generated * forward(&g)
+        + packed / u64::from(train.packing)
+        + passes.of_generator * to_weights(&g);
     Traffic {
         weights: element * u64::from(hosted) * weights,
-        optimizer: 28 * (of_g + of_d),
+        optimizer: 28 * (passes.of_generator * of_g + passes.of_discriminator * of_d),
         activations: element * u64::from(hosted) * u64::from(train.batch) * image,
     }
 }
 
-fn sum(network: &Architecture, of: impl Fn(&Convolution) -> u64) -> u64 {
+fn sum(network: &Architecture, of: impl Fn(&Layer) -> u64) -> u64 {
     let stages = network.stages.iter();
-    stages.map(|stage| of(&stage.convolution)).sum()
+    stages.map(|stage| of(&stage.layer)).sum()
 }
 
-fn input(layer: &Convolution) -> u64 {
-    (layer.inputs * layer.side_in * layer.side_in) as u64
+fn input(layer: &Layer) -> u64 {
+    (layer.inputs() * layer.side_in() * layer.side_in()) as u64
 }
 
-fn output(layer: &Convolution) -> u64 {
-    (layer.outputs * layer.side_out * layer.side_out) as u64
+fn output(layer: &Layer) -> u64 {
+    (layer.outputs() * layer.side_out() * layer.side_out()) as u64
 }
 
 #[cfg(test)]
@@ -168,23 +213,33 @@ mod tests {
         assert_eq!((of_g, of_d), (50_432, 98_688));
         let backward = 2 * (2 * of_d - d[0]) + of_d + (2 * of_g - g[0]);
         assert_eq!(backward, 543_872);
-        let model = tiny().model;
-        let alternating = step(&model, Update::Alternating);
+        let Job {
+            model, mut train, ..
+        } = tiny();
+        let alternating = step(&model, &train);
         assert_eq!(alternating.forward, of_g + 3 * of_d);
         assert_eq!(alternating.backward, backward);
-        let simultaneous = step(&model, Update::Simultaneous);
+        assert_eq!(step_flops(&model, &train), 346_496 + 543_872);
+        train.update = Update::Simultaneous;
+        let simultaneous = step(&model, &train);
         assert_eq!(simultaneous.forward, of_g + 2 * of_d);
         assert_eq!(simultaneous.backward, backward);
-        assert_eq!(step_flops(&model, Update::Alternating), 346_496 + 543_872);
+        train.update = Update::Alternating;
+        (train.discriminator_steps, train.generator_steps) = (2, 3);
+        let more = step(&model, &train);
+        assert_eq!(more.forward, 4 * of_g + 7 * of_d);
+        let backward = 4 * (2 * of_d - d[0]) + 3 * (of_d + (2 * of_g - g[0]));
+        assert_eq!(more.backward, backward);
     }
 
     /// What `torch.utils.flop_counter.FlopCounterMode` counts in PyTorch's example for one image of
     /// 64×64, width 64, when D's weights don't ask for their gradients in G's step.
     #[test]
     fn the_operations_are_those_that_pytorch_counts() {
-        let model = Model::default();
-        assert_eq!(step_flops(&model, Update::Alternating), 2_274_623_488);
-        assert_eq!(step_flops(&model, Update::Simultaneous), 2_066_989_056);
+        let (model, mut train) = (Model::default(), tiny().train);
+        assert_eq!(step_flops(&model, &train), 2_274_623_488);
+        train.update = Update::Simultaneous;
+        assert_eq!(step_flops(&model, &train), 2_066_989_056);
     }
 
     #[test]

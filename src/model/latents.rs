@@ -1,5 +1,6 @@
 //! Latents: the generator's inputs.
 
+use crate::config::{Distribution, Model};
 use crate::random::Key;
 use crate::torch::{Generator, TorchError};
 use tch::{Device, Kind, Tensor};
@@ -27,6 +28,28 @@ impl Latents {
             size,
             values,
         })
+    }
+
+    /// `count` latents as a job's generator takes them: from `model.latent_distribution`.
+    ///
+    /// # Errors
+    /// [`TorchError`].
+    pub fn of(model: &Model, key: Key, count: usize) -> Result<Self, TorchError> {
+        let size = model.latent as usize;
+        match model.latent_distribution {
+            Distribution::Normal => Self::draw(key, count, size),
+            Distribution::Uniform => {
+                let mut stream = key.stream();
+                // 24 bits, all that a number below 1 has in single precision.
+                let mut draw = || (stream.below(1 << 24) as f32) / (1 << 23) as f32 - 1.0;
+                let values = (0..count * size).map(|_| draw()).collect();
+                Ok(Self {
+                    count,
+                    size,
+                    values,
+                })
+            }
+        }
     }
 
     /// Latents that were computed, as on the way from one to another; `None` unless `values` is a

@@ -6,17 +6,23 @@
 
 pub mod architecture;
 pub mod cost;
+#[cfg(all(test, feature = "torch"))]
+mod goldens;
 #[cfg(feature = "torch")]
 mod initial;
 #[cfg(feature = "torch")]
 mod latents;
 #[cfg(feature = "torch")]
 mod network;
+#[cfg(feature = "torch")]
+mod spectral;
 
 pub use architecture::{Architecture, Player};
 #[cfg(feature = "torch")]
-pub use initial::initial_parameters;
+pub use initial::{initial_parameters, initial_running};
 #[cfg(feature = "torch")]
 pub use latents::Latents;
 #[cfg(feature = "torch")]
-pub use network::{Network, Statistics, view};
+pub use network::{Input, Network, Statistics, Values, reduced, view};
+#[cfg(feature = "torch")]
+pub use spectral::iterate;

@@ -1,10 +1,11 @@
 //! A forward pass, as a function of a flat parameter vector.
 
 use super::architecture::{
-    Activation, Architecture, BATCH_NORM_EPSILON, BATCH_NORM_MOMENTUM, Convolution, LEAK, Norm,
-    Parameter,
+    Activation, Appended, Architecture, BATCH_NORM_MOMENTUM, Convolution, LEAK, Layer,
+    NORM_EPSILON, Norm, Parameter, Player, Stage,
 };
-use crate::config::{MemoryFormat, Precision};
+use super::spectral;
+use crate::config::{HiddenNoise, MemoryFormat, Precision};
 use crate::torch::{self, TorchError};
 use tch::{Device, Kind, Tensor};
 
@@ -18,65 +19,112 @@ pub enum Statistics<'a> {
     Running(&'a Tensor),
 }
 
-/// A network over a flat parameter vector that it doesn't own.
+/// What a network is a function of, beside its parameters.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// G's latents, `[n, z, 1, 1]`; D's samples, `[n, c, s, s]`.
+    pub x: &'a Tensor,
+    /// One label a sample, `[n]`, `i64`. A conditional network needs them, no other looks at them.
+    pub labels: Option<&'a Tensor>,
+    /// Numbers from N(0, 1), `[n, noise]`, for a generator with hidden noise.
+    pub noise: Option<&'a Tensor>,
+    /// The images of half the side, `[n, c, s/2, s/2]`, for a level of a pyramid.
+    pub coarse: Option<&'a Tensor>,
+}
+
+impl<'a> From<&'a Tensor> for Input<'a> {
+    /// For a network that needs nothing else.
+    fn from(x: &'a Tensor) -> Self {
+        Self {
+            x,
+            labels: None,
+            noise: None,
+            coarse: None,
+        }
+    }
+}
+
+/// The flat vectors that a network lies over.
+#[derive(Clone, Copy, Debug)]
+pub struct Values<'a> {
+    /// Its parameters.
+    pub parameters: &'a Tensor,
+    /// Its running values, of which spectral norm's vectors are a part; nothing else is read.
+    pub running: &'a Tensor,
+}
+
+/// A network over flat vectors that it doesn't own.
 #[derive(Debug)]
 pub struct Network<'a> {
     architecture: &'a Architecture,
     /// One a parameter: views of the flat vector, or of its copy in the kind that layer computes in.
     leaves: Vec<Tensor>,
+    /// What the layers compute with: the leaves, or what spectral norm makes of them.
+    weights: Vec<Tensor>,
 }
 
 impl<'a> Network<'a> {
     /// A network whose parameters' gradients can be asked for.
     ///
     /// # Errors
-    /// [`TorchError`], if `flat` is too short.
+    /// [`TorchError`], if a vector is too short.
     pub fn trainable(
         architecture: &'a Architecture,
-        flat: &Tensor,
+        values: Values<'_>,
         precision: Precision,
     ) -> Result<Self, TorchError> {
-        Self::new(architecture, flat, precision, true)
+        Self::new(architecture, values, precision, true)
     }
 
     /// A network that gradients only pass through, to its input.
     ///
     /// # Errors
-    /// [`TorchError`], if `flat` is too short.
+    /// [`TorchError`], if a vector is too short.
     pub fn frozen(
         architecture: &'a Architecture,
-        flat: &Tensor,
+        values: Values<'_>,
         precision: Precision,
     ) -> Result<Self, TorchError> {
-        Self::new(architecture, flat, precision, false)
+        Self::new(architecture, values, precision, false)
     }
 
     fn new(
         architecture: &'a Architecture,
-        flat: &Tensor,
+        values: Values<'_>,
         precision: Precision,
         trainable: bool,
     ) -> Result<Self, TorchError> {
         // All at once, rather than a layer at each of its uses as autocast does: D's weights are
         // used twice.
+        let flat = values.parameters;
         let half = match precision {
             Precision::F32 | Precision::Tf32 => None,
             Precision::Bf16 => Some(flat.f_detach()?.f_to_kind(Kind::BFloat16)?),
         };
-        let kinds = kinds(architecture);
-        let leaves = architecture
-            .parameters
-            .iter()
-            .zip(kinds)
-            .map(|(parameter, in_half)| {
-                let flat = half.as_ref().filter(|_| in_half).unwrap_or(flat);
-                let leaf = view(flat, parameter)?.f_detach()?;
-                Ok(leaf.f_set_requires_grad(trainable)?)
-            })
-            .collect::<Result<_, TorchError>>()?;
+        let mut leaves = Vec::with_capacity(architecture.parameters.len());
+        let mut weights = Vec::with_capacity(architecture.parameters.len());
+        for (parameter, in_half) in architecture.parameters.iter().zip(kinds(architecture)) {
+            let half = half.as_ref().filter(|_| in_half);
+            // Spectral norm divides in single precision.
+            let flat = half
+                .filter(|_| parameter.spectral.is_none())
+                .unwrap_or(flat);
+            let leaf = view(flat, parameter)?
+                .f_detach()?
+                .f_set_requires_grad(trainable)?;
+            weights.push(match parameter.spectral {
+                Some(spectral) => {
+                    let divided = spectral::divide(&leaf, spectral, values.running)?;
+                    divided.f_to_kind(half.map_or(Kind::Float, Tensor::kind))?
+                }
+                None => leaf.shallow_clone(),
+            });
+            leaves.push(leaf);
+        }
         Ok(Self {
             architecture,
             leaves,
+            weights,
         })
     }
 
@@ -93,35 +141,182 @@ impl<'a> Network<'a> {
     /// The forward pass.
     ///
     /// # Shapes
-    /// Generator: `[n, latent, 1, 1]` to `[n, c, s, s]` in -1 … 1. Discriminator: `[n, c, s, s]` to
-    /// logits `[n]`, which are `f32` in every precision; images are of the kind that their network
+    /// Generator: `[n, z, 1, 1]` to `[n, c, s, s]`, images in -1 … 1. Discriminator: `[n, c, s, s]` to
+    /// logits `[n]`, which are `f32` in every precision; samples are of the kind that their network
     /// computes in.
     ///
     /// # Errors
-    /// [`TorchError`], if the input doesn't fit.
+    /// [`TorchError`], if the input doesn't fit or lacks something.
     pub fn forward(
         &self,
-        input: &Tensor,
+        input: Input<'_>,
         statistics: Statistics<'_>,
     ) -> Result<Tensor, TorchError> {
-        let mut x = input.shallow_clone();
-        for stage in &self.architecture.stages {
-            let weight = &self.leaves[stage.weight];
-            // Nothing, where it is of that kind already.
-            x = x.f_to_kind(weight.kind())?;
-            x = convolve(&stage.convolution, &x, weight)?;
-            if let Some(norm) = stage.norm {
-                x = self.normalise(norm, &x, statistics)?;
+        let architecture = self.architecture;
+        let one_hot = self.one_hot(input)?;
+        let mut x = match architecture.player {
+            // Its latents are appended to nothing.
+            Player::Generator => None,
+            Player::Discriminator => Some(input.x.shallow_clone()),
+        };
+        let mut judgement = None;
+        for stage in &architecture.stages {
+            let weight = &self.weights[stage.weight];
+            let whole = self.extend(stage, x, input, one_hot.as_ref())?;
+            if stage.activation == Activation::Logit {
+                judgement = self.project(&whole, one_hot.as_ref())?;
             }
-            // In place: neither a convolution nor batch norm keeps its output for the way back.
-            x = match stage.activation {
-                Activation::Relu => x.f_relu_()?,
-                Activation::LeakyRelu => torch::leaky_relu_(x, LEAK)?,
-                Activation::Tanh => x.f_tanh_()?,
-                Activation::Logit => x.f_flatten(0, -1)?,
+            // Nothing, where it is of that kind already.
+            let whole = whole.f_to_kind(weight.kind())?;
+            let bias = stage.bias.map(|bias| &self.weights[bias]);
+            let mut y = match &stage.layer {
+                Layer::Convolution(layer) => convolve(layer, &whole, weight, bias)?,
+                Layer::Linear(_) => whole.f_flatten(1, -1)?.f_linear(weight, bias)?,
             };
+            if let Some(norm) = stage.norm {
+                y = self.normalise(norm, &y, statistics)?;
+            }
+            // In place: no layer and no norm keeps its output for the way back.
+            y = match stage.activation {
+                Activation::Relu => y.f_relu_()?,
+                Activation::LeakyRelu => torch::leaky_relu_(y, LEAK)?,
+                Activation::Maxout { pieces } => y
+                    .f_unflatten(1, [-1, pieces as i64])?
+                    .f_amax([2i64], false)?,
+                Activation::Tanh => y.f_tanh_()?,
+                Activation::Identity => y.f_unsqueeze(-1)?.f_unsqueeze(-1)?,
+                Activation::Band => {
+                    let coarse = input.coarse.ok_or_else(|| lacking("a coarser image"))?;
+                    let side = stage.layer.side_out();
+                    y.f_add(&resized(coarse, side)?.f_to_kind(y.kind())?)?
+                }
+                Activation::Logit => y.f_flatten(0, -1)?,
+            };
+            if !stage.noise.is_empty() {
+                y = self.disturb(stage, &y, input)?;
+            }
+            x = Some(y);
         }
-        Ok(x)
+        let x = x.ok_or_else(|| lacking("a layer"))?;
+        Ok(match judgement {
+            Some(judgement) => x.f_add(&judgement)?,
+            None => x,
+        })
+    }
+
+    /// The labels as one-hot vectors, `[n, classes]`, if the network is told of labels.
+    fn one_hot(&self, input: Input<'_>) -> Result<Option<Tensor>, TorchError> {
+        let classes = self.architecture.classes as i64;
+        if classes == 0 {
+            return Ok(None);
+        }
+        let labels = input.labels.ok_or_else(|| lacking("labels"))?;
+        let numbers = Tensor::f_arange(classes, (Kind::Int64, labels.device()))?;
+        let equal = labels.f_unsqueeze(1)?.f_eq_tensor(&numbers)?;
+        Ok(Some(equal.f_to_kind(Kind::Float)?))
+    }
+
+    /// A layer's input with what is appended to it.
+    fn extend(
+        &self,
+        stage: &Stage,
+        x: Option<Tensor>,
+        input: Input<'_>,
+        one_hot: Option<&Tensor>,
+    ) -> Result<Tensor, TorchError> {
+        let kind = self.weights[stage.weight].kind();
+        let side = stage.layer.side_in() as i64;
+        let ordered = x.as_ref().is_some_and(torch::is_channels_last);
+        let one_hot = || one_hot.ok_or_else(|| lacking("labels"));
+        let flat = matches!(stage.layer, Layer::Linear(_));
+        let everywhere = |part: Tensor| -> Result<Tensor, TorchError> {
+            let (n, channels) = (part.size()[0], part.size()[1]);
+            let part = part.f_to_kind(kind)?.f_reshape([n, channels, 1, 1])?;
+            Ok(part.f_expand([n, channels, side, side], false)?)
+        };
+        let mut parts = Vec::new();
+        for appended in &stage.appended {
+            parts.push(match appended {
+                Appended::Latent(range) => {
+                    let (from, len) = (range.start as i64, range.len() as i64);
+                    everywhere(input.x.f_narrow(1, from, len)?)?
+                }
+                Appended::OneHot => everywhere(one_hot()?.shallow_clone())?,
+                Appended::Coarse => {
+                    let coarse = input.coarse.ok_or_else(|| lacking("a coarser image"))?;
+                    resized(coarse, stage.layer.side_in())?.f_to_kind(kind)?
+                }
+                Appended::Plane(index) => {
+                    let planes = &self.weights[*index];
+                    let plane = one_hot()?.f_to_kind(planes.kind())?.f_matmul(planes)?;
+                    plane.f_to_kind(kind)?.f_reshape([-1, 1, side, side])?
+                }
+            });
+        }
+        if let Some(x) = x {
+            if parts.is_empty() {
+                return Ok(x);
+            }
+            let x = x.f_to_kind(kind)?;
+            parts.insert(
+                0,
+                if flat {
+                    x.f_reshape([x.size()[0], -1, 1, 1])?
+                } else {
+                    x
+                },
+            );
+        }
+        let whole = match &parts[..] {
+            [part] => part.shallow_clone(),
+            parts => Tensor::f_cat(parts, 1)?,
+        };
+        match ordered && !flat {
+            true => torch::channels_last(&whole),
+            false => Ok(whole),
+        }
+    }
+
+    /// What the label adds to D's logits, from the features of the last hidden layer (Miyato and
+    /// Koyama 2018, equation 3): their sums over all positions, times the label's vector.
+    fn project(
+        &self,
+        features: &Tensor,
+        one_hot: Option<&Tensor>,
+    ) -> Result<Option<Tensor>, TorchError> {
+        let Some(index) = self.architecture.projection else {
+            return Ok(None);
+        };
+        let one_hot = one_hot.ok_or_else(|| lacking("labels"))?;
+        let features = features.f_to_kind(Kind::Float)?;
+        let features = match features.dim() {
+            4 => features.f_sum_dim_intlist([2i64, 3].as_slice(), false, Kind::Float)?,
+            _ => features,
+        };
+        let vectors = one_hot.f_matmul(&self.weights[index])?;
+        let products = vectors.f_mul(&features)?;
+        Ok(Some(products.f_sum_dim_intlist(
+            [1i64].as_slice(),
+            false,
+            Kind::Float,
+        )?))
+    }
+
+    /// Hidden noise on a layer's output.
+    fn disturb(&self, stage: &Stage, y: &Tensor, input: Input<'_>) -> Result<Tensor, TorchError> {
+        let noise = input.noise.ok_or_else(|| lacking("hidden noise"))?;
+        let (from, len) = (stage.noise.start as i64, stage.noise.len() as i64);
+        let (kind, strength) = self.architecture.hidden_noise;
+        let noise = noise
+            .f_narrow(1, from, len)?
+            .f_reshape(y.size())?
+            .f_mul_scalar(strength)?
+            .f_to_kind(y.kind())?;
+        Ok(match kind {
+            HiddenNoise::None => y.shallow_clone(),
+            HiddenNoise::Additive => y.f_add(&noise)?,
+            HiddenNoise::Multiplicative => y.f_mul(&noise.f_add_scalar(1.0)?)?,
+        })
     }
 
     fn normalise(
@@ -130,24 +325,59 @@ impl<'a> Network<'a> {
         x: &Tensor,
         statistics: Statistics<'_>,
     ) -> Result<Tensor, TorchError> {
+        let (scale, shift) = (&self.weights[norm.scale], &self.weights[norm.scale + 1]);
+        let Some(offset) = norm.statistics else {
+            // Of one group: over all channels and positions of a sample.
+            let kind = x.kind();
+            let (scale, shift) = (scale.f_to_kind(kind)?, shift.f_to_kind(kind)?);
+            return Ok(x.f_group_norm(1, Some(&scale), Some(&shift), NORM_EPSILON, true)?);
+        };
         // With momentum 1 the "running" statistics are the batch's, written where they travel from.
         let (vector, training, momentum) = match statistics {
             Statistics::Batch(vector) => (vector, true, 1.0),
             Statistics::Running(vector) => (vector, false, BATCH_NORM_MOMENTUM),
         };
         let features = norm.features as i64;
-        let mean = vector.f_narrow(0, norm.offset as i64, features)?;
-        let variance = vector.f_narrow(0, norm.offset as i64 + features, features)?;
+        let mean = vector.f_narrow(0, offset as i64, features)?;
+        let variance = vector.f_narrow(0, offset as i64 + features, features)?;
         Ok(x.f_batch_norm(
-            Some(&self.leaves[norm.scale]),
-            Some(&self.leaves[norm.scale + 1]),
+            Some(scale),
+            Some(shift),
             Some(&mean),
             Some(&variance),
             training,
             momentum,
-            BATCH_NORM_EPSILON,
+            NORM_EPSILON,
             true,
         )?)
+    }
+}
+
+/// Images made as large or as small as this: pixels repeated, or averaged.
+fn resized(images: &Tensor, side: usize) -> Result<Tensor, TorchError> {
+    let (found, side) = (images.size()[3], side as i64);
+    Ok(match side {
+        _ if side > found => images.f_upsample_nearest2d([side, side], None::<f64>, None::<f64>)?,
+        _ if side < found => reduced(images, found / side)?,
+        _ => images.shallow_clone(),
+    })
+}
+
+/// Images averaged over squares of `by` × `by` pixels.
+///
+/// # Errors
+/// [`TorchError`].
+pub fn reduced(images: &Tensor, by: i64) -> Result<Tensor, TorchError> {
+    if by == 1 {
+        return Ok(images.shallow_clone());
+    }
+    Ok(images.f_avg_pool2d([by, by], [by, by], [0, 0], false, true, None::<i64>)?)
+}
+
+fn lacking(what: &str) -> TorchError {
+    TorchError::Shim {
+        doing: "compute a forward pass",
+        message: format!("the network needs {what}, and was given none"),
     }
 }
 
@@ -168,31 +398,45 @@ pub fn view(flat: &Tensor, parameter: &Parameter) -> Result<Tensor, TorchError> 
     })
 }
 
-/// Which parameters a network has in half precision, if it computes in it: the convolutions'
-/// weights. Batch norm keeps its own in single precision, and so does D's head: rounded to 8 bits,
-/// a logit of a sure D would tell little, and of all layers it is the cheapest.
+/// Which parameters a network has in half precision, if it computes in it: the convolutions' and
+/// fully connected layers' weights and biases. Norms keep their own in single precision, and so does
+/// D's head: rounded to 8 bits, a logit of a sure D would tell little, and of all layers it is the
+/// cheapest. What D learns of labels stays in single precision too.
 fn kinds(architecture: &Architecture) -> Vec<bool> {
     let mut half = vec![false; architecture.parameters.len()];
     for stage in &architecture.stages {
-        half[stage.weight] = stage.activation != Activation::Logit;
+        for index in [Some(stage.weight), stage.bias].into_iter().flatten() {
+            half[index] = stage.activation != Activation::Logit;
+        }
     }
     half
 }
 
-fn convolve(convolution: &Convolution, x: &Tensor, weight: &Tensor) -> Result<Tensor, TorchError> {
+fn convolve(
+    convolution: &Convolution,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor, TorchError> {
     // Measured on a Zen 4 at batch 32: the gradient of 512×256 weights over 4×4 positions takes half
     // as long this way, in f32 and in bf16; over 8×8 positions there is nothing to gain.
     let few = convolution.side_in.min(convolution.side_out) <= 4;
-    let fits = (convolution.stride, convolution.padding) == (2, 1);
+    let shape = (convolution.kernel, convolution.stride, convolution.padding);
+    let even = convolution
+        .side_in
+        .max(convolution.side_out)
+        .is_multiple_of(2);
+    let fits = shape == (4, 2, 1) && even && bias.is_none();
     if weight.device() == Device::Cpu && weight.requires_grad() && few && fits {
         return torch::convolve_by_product(x, weight, convolution.transposed);
     }
     let stride = [convolution.stride as i64; 2];
     let padding = [convolution.padding as i64; 2];
+    let more = [convolution.output_padding as i64; 2];
     Ok(if convolution.transposed {
-        x.f_conv_transpose2d(weight, None::<&Tensor>, stride, padding, [0, 0], 1, [1, 1])?
+        x.f_conv_transpose2d(weight, bias, stride, padding, more, 1, [1, 1])?
     } else {
-        x.f_conv2d(weight, None::<&Tensor>, stride, padding, [1, 1], 1)?
+        x.f_conv2d(weight, bias, stride, padding, [1, 1], 1)?
     })
 }
 
@@ -211,7 +455,17 @@ mod tests {
             latent: 6,
             generator_width: 4,
             discriminator_width: 4,
+            ..Model::default()
         }
+    }
+
+    /// Without spectral norm: nothing is read of running values.
+    fn frozen<'a>(architecture: &'a Architecture, flat: &Tensor) -> Network<'a> {
+        let values = Values {
+            parameters: flat,
+            running: flat,
+        };
+        Network::frozen(architecture, values, Precision::F32).unwrap()
     }
 
     fn fakes(count: usize) -> (Tensor, Tensor) {
@@ -220,10 +474,9 @@ mod tests {
         let statistics =
             Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
         let latents = Latents::draw(Key::new(Domain::Latents, &[0]), count, 6).unwrap();
-        let images = Network::frozen(&architecture, &flat, Precision::F32)
-            .unwrap()
+        let images = frozen(&architecture, &flat)
             .forward(
-                &latents.to_tensor(Device::Cpu).unwrap(),
+                Input::from(&latents.to_tensor(Device::Cpu).unwrap()),
                 Statistics::Batch(&statistics),
             )
             .unwrap();
@@ -235,13 +488,12 @@ mod tests {
         let (images, _) = fakes(5);
         assert_eq!(images.size(), [5, 3, 32, 32]);
         assert!(torch::is_channels_last(&images));
-        let architecture = Architecture::discriminator(&model());
+        let architecture = Architecture::discriminator(&model(), 1);
         let flat = initial_parameters(&architecture, 3).unwrap();
         let statistics =
             Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
-        let logits = Network::frozen(&architecture, &flat, Precision::F32)
-            .unwrap()
-            .forward(&images, Statistics::Batch(&statistics))
+        let logits = frozen(&architecture, &flat)
+            .forward(Input::from(&images), Statistics::Batch(&statistics))
             .unwrap();
         assert_eq!(logits.size(), [5]);
     }
@@ -253,10 +505,14 @@ mod tests {
         let architecture = Architecture::generator(&model());
         let flat = initial_parameters(&architecture, 3).unwrap();
         let latents = Latents::draw(Key::new(Domain::Latents, &[0]), 7, 6).unwrap();
+        let Layer::Convolution(layer) = &architecture.stages[0].layer else {
+            panic!("DCGAN begins with a convolution");
+        };
         let first = convolve(
-            &architecture.stages[0].convolution,
+            layer,
             &latents.to_tensor(Device::Cpu).unwrap(),
             &view(&flat, &architecture.parameters[0]).unwrap(),
+            None,
         )
         .unwrap();
         let rows = first.permute([1, 0, 2, 3]).reshape([16, -1]);
@@ -270,14 +526,14 @@ mod tests {
 
     #[test]
     fn a_frozen_network_passes_gradients_to_its_input_only() {
-        let architecture = Architecture::discriminator(&model());
+        let architecture = Architecture::discriminator(&model(), 1);
         let flat = initial_parameters(&architecture, 3).unwrap();
         let statistics =
             Tensor::zeros([architecture.statistics as i64], (Kind::Float, Device::Cpu));
-        let network = Network::frozen(&architecture, &flat, Precision::F32).unwrap();
+        let network = frozen(&architecture, &flat);
         let image = fakes(2).0.detach().set_requires_grad(true);
         let cost = network
-            .forward(&image, Statistics::Batch(&statistics))
+            .forward(Input::from(&image), Statistics::Batch(&statistics))
             .unwrap()
             .sum(Kind::Float);
         let gradient = Tensor::run_backward(&[cost], &[&image], false, false);

@@ -12,6 +12,7 @@ mod font;
 pub mod geometry;
 mod grid;
 mod nearest;
+mod scatter;
 
 pub use canvas::{Canvas, GAP, INK, PAPER, Sheet, magnification, text_height, text_width};
 pub use error::SampleError;
@@ -19,3 +20,4 @@ pub use files::{Format, write_picture, write_whole};
 pub use film::{FILMS, Timing, write_film};
 pub use grid::{Images, PADDING, grid, write_png};
 pub use nearest::{Nearest, Neighbour, median, squared_distance};
+pub use scatter::{extent, scatter};

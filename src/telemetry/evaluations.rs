@@ -293,14 +293,20 @@ pub(crate) mod tests {
         let modes = best(&lines, Score::Modes, |_, _| true);
         assert_eq!(modes, None, "nobody has that score");
         lines[3].evaluation.protocol.samples = 200;
-        assert_eq!(best_of(&lines, &[]), Some(4), "the others are not comparable");
+        assert_eq!(
+            best_of(&lines, &[]),
+            Some(4),
+            "the others are not comparable"
+        );
     }
 
     #[test]
     fn figures_have_the_digits_that_count() {
         let shown = [123.456, 12.3456, 1.23456, 0.123456, 0.000123456, 0.0, -2.5];
         let text: Vec<String> = shown.into_iter().map(figure).collect();
-        let expected = ["123.5", "12.35", "1.235", "0.1235", "1.235e-4", "0.0000", "-2.500"];
+        let expected = [
+            "123.5", "12.35", "1.235", "0.1235", "1.235e-4", "0.0000", "-2.500",
+        ];
         assert_eq!(text, expected);
     }
 }

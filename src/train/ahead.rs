@@ -17,7 +17,7 @@ use super::figures::Figures;
 use super::state::PlayerState;
 use super::step::Game;
 use super::stopwatch::{Part, Stopwatch};
-use super::stretches::{Materials, Recorder, Stretch, Stretches, Work};
+use super::stretches::{Materials, Recorder, Stretch, Stretches, Work, share_counts};
 use super::{StepReport, TrainError, Trainer};
 use crate::collective::{Collective, CollectiveError, Flags, OnDevice};
 use crate::config::Update;
@@ -149,7 +149,7 @@ impl Trainer {
         ahead.stretches.prepare(side, &work);
         ahead.watches[side].start()?;
         ahead.feed.fill(&self.game, batches, self.cache.as_ref())?;
-        ahead.stretches.run(Stretch::First, side, &mut work)?;
+        ahead.stretches.run(Stretch::First(0), side, &mut work)?;
         ahead.watches[side].mark(Part::Compute)?;
 
         let settled = self.settle_pending(ahead, collective)?;
@@ -178,7 +178,7 @@ impl Trainer {
                 self.job.optimizer.generator(),
                 self.job.optimizer.discriminator(),
             ],
-            count: self.pace.count.shallow_clone(),
+            counts: share_counts(&self.pace.counts),
             flags: ahead.flags.shallow_clone(),
             figures: ahead.figures.place(),
         };
@@ -229,28 +229,42 @@ impl Trainer {
             .map(|vectors| vectors.share())
             .map(|vectors| (vectors.discriminator, vectors.generator))
             .unzip();
-        let simultaneous = self.game.update == Update::Simultaneous;
+        let rounds = self.game.rounds;
 
         ahead.watches[side].mark(Part::Other)?;
-        self.start(collective, &d, &of_d)?;
-        if simultaneous {
+        if self.game.update == Update::Simultaneous {
+            self.start(collective, &d, &of_d)?;
             ahead.stretches.run(Stretch::Second, side, &mut work)?;
             self.start(collective, &g, &of_g)?;
+            ahead.watches[side].mark(Part::Compute)?;
+            self.join(collective)?;
+            ahead.watches[side].mark(Part::Reduce)?;
+            let discriminator = Stretch::Discriminator(0);
+            ahead.stretches.run(discriminator, side, &mut work)?;
+            ahead.watches[side].mark(Part::Compute)?;
+            self.join(collective)?;
+            ahead.watches[side].mark(Part::Reduce)?;
+            ahead
+                .stretches
+                .run(Stretch::Generator(0), side, &mut work)?;
+        } else {
+            for stretch in Stretch::order(self.game.update, rounds) {
+                let reduced = match stretch {
+                    // Done already.
+                    Stretch::First(0) => continue,
+                    Stretch::First(_) | Stretch::Second | Stretch::Again(_) => None,
+                    Stretch::Discriminator(_) => Some((&d, &of_d)),
+                    Stretch::Generator(_) => Some((&g, &of_g)),
+                };
+                if let Some((hosted, mean)) = reduced {
+                    self.start(collective, hosted, mean)?;
+                    ahead.watches[side].mark(Part::Compute)?;
+                    self.join(collective)?;
+                    ahead.watches[side].mark(Part::Reduce)?;
+                }
+                ahead.stretches.run(stretch, side, &mut work)?;
+            }
         }
-        ahead.watches[side].mark(Part::Compute)?;
-        self.join(collective)?;
-        ahead.watches[side].mark(Part::Reduce)?;
-        ahead
-            .stretches
-            .run(Stretch::Discriminator, side, &mut work)?;
-        if !simultaneous {
-            ahead.stretches.run(Stretch::Second, side, &mut work)?;
-            self.start(collective, &g, &of_g)?;
-        }
-        ahead.watches[side].mark(Part::Compute)?;
-        self.join(collective)?;
-        ahead.watches[side].mark(Part::Reduce)?;
-        ahead.stretches.run(Stretch::Generator, side, &mut work)?;
         ahead.watches[side].mark(Part::Compute)?;
         ahead.figures.send()?;
         ahead.pending = Some(Pending { step, side, sent });

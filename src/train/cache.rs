@@ -3,7 +3,7 @@
 use super::{TrainError, Trainer};
 use crate::data::Dataset;
 use crate::torch::{self, TorchError};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// The share of a GPU's free memory that a data set may take: the networks' activations want room
 /// too, and so does everybody else on that GPU.
@@ -62,13 +62,13 @@ impl Trainer {
         let samples = dataset.samples().cast_signed();
         let shape = [samples, channels, height, width];
         let all =
-            Tensor::f_empty(shape, (Kind::Uint8, self.game.device)).map_err(TorchError::from)?;
+            Tensor::f_empty(shape, (self.game.kind, self.game.device)).map_err(TorchError::from)?;
         let mut from = 0;
         for number in 0..dataset.shard_sizes().len() as u32 {
             let shard = dataset.shard(number)?;
             let count = shard.samples().cast_signed();
             let shape = [count, channels, height, width];
-            Tensor::f_from_data_size(shard.pixels(), &shape, Kind::Uint8)
+            Tensor::f_from_data_size(shard.pixels(), &shape, self.game.kind)
                 .and_then(|samples| all.f_narrow(0, from, count)?.f_copy_(&samples))
                 .map_err(TorchError::from)?;
             from += count;

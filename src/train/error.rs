@@ -102,6 +102,18 @@ pub enum TrainError {
         /// Size of the generator's.
         expected: usize,
     },
+    /// Coarser images that the generator can't refine.
+    #[error("no images can be refined: {detail}")]
+    Coarse {
+        /// What is wrong with them.
+        detail: String,
+    },
+    /// Labels that the generator can't make samples for.
+    #[error("labels don't fit the generator: {detail}")]
+    Labels {
+        /// What is wrong with them.
+        detail: String,
+    },
 }
 
 /// What workers do together.

@@ -2,8 +2,9 @@
 //! from memory that a GPU fetches it from by itself, so that nobody waits.
 
 use super::TrainError;
-use super::step::{Game, Inputs};
+use super::step::{Game, Inputs, Rounds};
 use crate::data::{Batch, Pixels};
+use crate::regularise::Chance;
 use crate::torch::{Event, Stream, TorchError, copy_async, pin_memory, write};
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
@@ -19,50 +20,107 @@ pub(super) struct Feed {
     /// Filled in turns: one may still be on its way.
     staging: [Staging; 2],
     turn: usize,
-    /// `[replicas · b, c, s, s]`, bytes.
+    /// `[replicas · k · b, c, s, s]`, bytes; or numbers, of points.
     pixels: Tensor,
-    /// `[replicas · b]`: which samples of a set that lies on the device.
+    /// `[replicas · k · b]`: which samples of a set that lies on the device.
     places: Tensor,
-    /// `[replicas · b, z, 1, 1]`.
+    /// `[replicas · rounds · b, z, 1, 1]`.
     latents: Tensor,
+    /// `[replicas · k · b]`, if the networks are told of labels.
+    labels: Option<Tensor>,
+    /// `[replicas · rounds · b, noise]`, if the generator has hidden noise.
+    noise: Option<Tensor>,
+    /// `[replicas · rounds · draws]`: regularisers' uniform numbers.
+    uniform: Tensor,
+    /// One list a replica, of one a round; they see the numbers, and have memory for noise.
+    chances: Vec<Vec<Chance>>,
+    /// Samples of a minibatch, b.
     batch: i64,
+    rounds: Rounds,
 }
 
 /// Host memory.
 #[derive(Debug)]
 struct Staging {
-    /// Made when batches bring bytes.
+    /// Made when batches bring samples.
     pixels: Option<Tensor>,
     places: Tensor,
     latents: Tensor,
+    labels: Option<Tensor>,
+    noise: Option<Tensor>,
+    uniform: Tensor,
     sent: Event,
 }
 
 impl Feed {
     pub(super) fn new(game: &Game, replicas: usize) -> Result<Self, TorchError> {
-        let [batch, channels, side, _] = game.images;
-        let samples = batch * replicas as i64;
+        let [batch, channels, high, wide] = game.images;
+        let rounds = game.rounds;
+        let samples = batch * replicas as i64 * i64::from(rounds.discriminator);
+        let fakes = batch * replicas as i64 * i64::from(rounds.all());
+        let draws = game.regularisers.draws() as i64;
         let device = game.device;
+        let zeros = |shape: &[i64], kind, device| Tensor::f_zeros(shape, (kind, device));
+        let latents = |device| {
+            let shape = [fakes, i64::from(game.model.latent), 1, 1];
+            zeros(&shape, Kind::Float, device)
+        };
+        let labels = |device| {
+            let labels = || zeros(&[samples], Kind::Int64, device);
+            game.takes_labels().then(labels).transpose()
+        };
+        let noise = |device| {
+            let len = game.generator.noise as i64;
+            let noise = || zeros(&[fakes, len], Kind::Float, device);
+            (len > 0).then(noise).transpose()
+        };
+        let uniform = |device| {
+            let len = replicas as i64 * i64::from(rounds.all()) * draws;
+            zeros(&[len], Kind::Float, device)
+        };
         let staging = || -> Result<Staging, TorchError> {
-            let places = Tensor::f_zeros([samples], (Kind::Int64, Device::Cpu))?;
-            let latents = [samples, game.latent as i64, 1, 1];
-            let latents = Tensor::f_zeros(latents, (Kind::Float, Device::Cpu))?;
+            let host = |tensor: Option<Tensor>| {
+                let reachable = |tensor| reachable(tensor, device);
+                tensor.map(reachable).transpose()
+            };
             Ok(Staging {
                 pixels: None,
-                places: reachable(places, device)?,
-                latents: reachable(latents, device)?,
+                places: reachable(zeros(&[samples], Kind::Int64, Device::Cpu)?, device)?,
+                latents: reachable(latents(Device::Cpu)?, device)?,
+                labels: host(labels(Device::Cpu)?)?,
+                noise: host(noise(Device::Cpu)?)?,
+                uniform: reachable(uniform(Device::Cpu)?, device)?,
                 sent: Event::new(device, false)?,
             })
         };
-        let pixels = [samples, channels, side, side];
+        let uniform = uniform(device)?;
+        let chance = |replica: usize, round: u32| {
+            let index = replica as i64 * i64::from(rounds.all()) + i64::from(round);
+            Chance::over(
+                &game.regularisers,
+                uniform.f_narrow(0, index * draws, draws)?,
+            )
+        };
+        let chances = (0..replicas)
+            .map(|replica| {
+                (0..rounds.all())
+                    .map(|round| chance(replica, round))
+                    .collect()
+            })
+            .collect::<Result<_, TorchError>>()?;
         Ok(Self {
             device,
             staging: [staging()?, staging()?],
             turn: 0,
-            pixels: Tensor::f_zeros(pixels, (Kind::Uint8, device))?,
-            places: Tensor::f_zeros([samples], (Kind::Int64, device))?,
-            latents: Tensor::f_zeros([samples, game.latent as i64, 1, 1], (Kind::Float, device))?,
+            pixels: zeros(&[samples, channels, high, wide], game.kind, device)?,
+            places: zeros(&[samples], Kind::Int64, device)?,
+            latents: latents(device)?,
+            labels: labels(device)?,
+            noise: noise(device)?,
+            uniform,
+            chances,
             batch,
+            rounds,
         })
     }
 
@@ -80,27 +138,52 @@ impl Feed {
         while !staging.sent.is_complete()? {
             std::thread::sleep(PATIENCE);
         }
-        let mut bytes = false;
+        let mut brought = false;
         let mut places = false;
+        let all = self.rounds.all();
         for (index, batch) in batches.iter().enumerate() {
-            let from = index as i64 * self.batch;
-            let latents = game.latents(batch.step, batch.replica)?;
-            let narrow = |tensor: &Tensor| tensor.f_narrow(0, from, self.batch);
-            let to = narrow(&staging.latents).map_err(TorchError::from)?;
-            write(&to, latents.values())?;
+            for round in 0..all {
+                let of = (batch.step, batch.replica, round);
+                let place = index as i64 * i64::from(all) + i64::from(round);
+                let narrow = |tensor: &Tensor| {
+                    let len = tensor.size()[0] / (batches.len() as i64 * i64::from(all));
+                    tensor.f_narrow(0, place * len, len)
+                };
+                let to = narrow(&staging.latents).map_err(TorchError::from)?;
+                write(&to, game.latents(of)?.values())?;
+                if let Some(all) = &staging.noise {
+                    write(&narrow(all).map_err(TorchError::from)?, &game.noise(of)?)?;
+                }
+                let to = narrow(&staging.uniform).map_err(TorchError::from)?;
+                write(&to, &game.regularisers.draw(of))?;
+                self.chances[index][round as usize].draw_noise(&game.regularisers, of)?;
+            }
+            let samples = self.batch * i64::from(self.rounds.discriminator);
+            let narrow = |tensor: &Tensor| tensor.f_narrow(0, index as i64 * samples, samples);
+            if let (Some(all), Some(labels)) = (&staging.labels, &batch.labels) {
+                let labels: Vec<i64> = labels.iter().copied().map(i64::from).collect();
+                write(&narrow(all).map_err(TorchError::from)?, &labels)?;
+            }
+            if !matches!(batch.pixels, Pixels::Places(_)) && staging.pixels.is_none() {
+                let shape = self.pixels.size();
+                let all = Tensor::f_zeros(shape, (game.kind, Device::Cpu));
+                let all = reachable(all.map_err(TorchError::from)?, self.device)?;
+                staging.pixels = Some(all);
+            }
+            let room = staging.pixels.as_ref().map(narrow).transpose();
+            let room = room.map_err(TorchError::from)?;
             match &batch.pixels {
-                Pixels::Bytes(pixels) => {
-                    let all = match staging.pixels.take() {
-                        Some(all) => all,
-                        None => {
-                            let size = self.pixels.size();
-                            let all = Tensor::f_zeros(size, (Kind::Uint8, Device::Cpu));
-                            reachable(all.map_err(TorchError::from)?, self.device)?
-                        }
-                    };
-                    write(&narrow(&all).map_err(TorchError::from)?, pixels)?;
-                    staging.pixels = Some(all);
-                    bytes = true;
+                Pixels::Bytes(values) => {
+                    if let Some(room) = room {
+                        write(&room, values)?;
+                    }
+                    brought = true;
+                }
+                Pixels::Numbers(values) => {
+                    if let Some(room) = room {
+                        write(&room, values)?;
+                    }
+                    brought = true;
                 }
                 Pixels::Places(numbers) => {
                     let to = narrow(&staging.places).map_err(TorchError::from)?;
@@ -110,7 +193,16 @@ impl Feed {
             }
         }
         copy_async(&mut self.latents, &staging.latents)?;
-        if let Some(pixels) = staging.pixels.as_ref().filter(|_| bytes) {
+        copy_async(&mut self.uniform, &staging.uniform)?;
+        for (to, from) in [
+            (&mut self.labels, &staging.labels),
+            (&mut self.noise, &staging.noise),
+        ] {
+            if let (Some(to), Some(from)) = (to, from) {
+                copy_async(to, from)?;
+            }
+        }
+        if let Some(pixels) = staging.pixels.as_ref().filter(|_| brought) {
             copy_async(&mut self.pixels, pixels)?;
         }
         if let Some(cache) = cache.filter(|_| places) {
@@ -123,18 +215,32 @@ impl Feed {
         Ok(())
     }
 
-    /// Each replica's inputs. Their memory stays the same.
-    pub(super) fn inputs(&self) -> Result<Vec<Inputs>, TorchError> {
-        let count = self.latents.size()[0] / self.batch;
-        (0..count)
-            .map(|index| {
-                let part = |tensor: &Tensor| tensor.f_narrow(0, index * self.batch, self.batch);
-                Ok(Inputs {
-                    pixels: part(&self.pixels)?,
-                    latents: part(&self.latents)?,
-                })
-            })
-            .collect()
+    /// Each replica's inputs, one a round. Their memory stays the same.
+    pub(super) fn inputs(&self) -> Result<Vec<Vec<Inputs>>, TorchError> {
+        let replica = |index: usize| {
+            (0..self.rounds.all())
+                .map(|round| self.round(index, round))
+                .collect()
+        };
+        (0..self.chances.len()).map(replica).collect()
+    }
+
+    fn round(&self, replica: usize, round: u32) -> Result<Inputs, TorchError> {
+        let part = |tensor: &Tensor, rounds: u32, round: u32| {
+            let place = replica as i64 * i64::from(rounds) + i64::from(round);
+            tensor.f_narrow(0, place * self.batch, self.batch)
+        };
+        let minibatch = self.rounds.minibatch(round);
+        let real = |tensor: &Tensor| part(tensor, self.rounds.discriminator, minibatch);
+        let fake = |tensor: &Tensor| part(tensor, self.rounds.all(), round);
+        Ok(Inputs {
+            pixels: real(&self.pixels)?,
+            latents: fake(&self.latents)?,
+            labels: self.labels.as_ref().map(real).transpose()?,
+            noise: self.noise.as_ref().map(fake).transpose()?,
+            coarse: None,
+            chance: self.chances[replica][round as usize].share(),
+        })
     }
 }
 

@@ -37,7 +37,7 @@ impl Figures {
         })
     }
 
-    /// Where [`write`] puts them.
+    /// Where they are written.
     pub(super) fn place(&self) -> Tensor {
         self.device.shallow_clone()
     }
@@ -86,23 +86,50 @@ impl Figures {
     }
 }
 
-/// Writes the figures of these means to `place`, on the device.
-pub(super) fn write(
-    place: &mut Tensor,
-    (of_d, d): (&Tensor, &DiscriminatorLayout),
-    (of_g, g): (&Tensor, &GeneratorLayout),
+/// Writes the figures of D's update with this number in the step, from 0, to `place`, on the device.
+/// Those of the step's last stay, but what is not finite is counted together.
+pub(super) fn write_discriminator(
+    place: &Tensor,
+    mean: &Tensor,
+    layout: &DiscriminatorLayout,
+    number: u32,
 ) -> Result<(), TorchError> {
-    let mut figures = Vec::with_capacity(6);
-    for (mean, gradients) in [(of_d, &d.gradients), (of_g, &g.gradients)] {
-        let gradient = part(mean, gradients)?;
-        let norm = gradient.f_norm_scalaropt_dtype(2.0, Kind::Double)?;
-        let bad = gradient.f_isfinite()?.f_logical_not()?;
-        figures.push(norm.f_reshape([1])?);
-        figures.push(bad.f_sum(Kind::Double)?.f_reshape([1])?);
-    }
+    write_gradient(place, 0, &part(mean, &layout.gradients)?, number)?;
     // The scalars end both vectors, in this order.
-    figures.push(part(of_d, &(d.loss..d.len))?.f_to_kind(Kind::Double)?);
-    figures.push(part(of_g, &(g.loss..g.len))?.f_to_kind(Kind::Double)?);
-    place.f_copy_(&Tensor::f_cat(&figures, 0)?)?;
+    let scalars = part(mean, &(layout.loss..layout.len))?;
+    place.f_narrow(0, 4, 3)?.f_copy_(&scalars)?;
+    Ok(())
+}
+
+/// Likewise, of G's.
+pub(super) fn write_generator(
+    place: &Tensor,
+    mean: &Tensor,
+    layout: &GeneratorLayout,
+    number: u32,
+) -> Result<(), TorchError> {
+    write_gradient(place, 2, &part(mean, &layout.gradients)?, number)?;
+    let scalars = part(mean, &(layout.loss..layout.len))?;
+    place.f_narrow(0, 7, (LEN - 7) as i64)?.f_copy_(&scalars)?;
+    Ok(())
+}
+
+fn write_gradient(
+    place: &Tensor,
+    at: i64,
+    gradient: &Tensor,
+    number: u32,
+) -> Result<(), TorchError> {
+    let norm = gradient.f_norm_scalaropt_dtype(2.0, Kind::Double)?;
+    place.f_narrow(0, at, 1)?.f_copy_(&norm.f_reshape([1])?)?;
+    let bad = gradient.f_isfinite()?.f_logical_not()?;
+    let bad = bad.f_sum(Kind::Double)?.f_reshape([1])?;
+    let mut count = place.f_narrow(0, at + 1, 1)?;
+    match number {
+        0 => count.f_copy_(&bad)?,
+        _ => {
+            let _ = count.f_add_(&bad)?;
+        }
+    }
     Ok(())
 }

@@ -49,10 +49,10 @@ impl Recorder for CudaGraphs {
     fn record(
         &mut self,
         mut work: Work,
-        order: [Stretch; 4],
+        order: &[Stretch],
     ) -> Result<Box<dyn Recorded>, TrainError> {
         let mut graphs = Vec::with_capacity(order.len());
-        for stretch in order {
+        for &stretch in order {
             // In the order in which they will be done: a later one may have the memory again that an
             // earlier one has let go.
             let graph = Graph::capture(&self.pool, self.stream, || work.run(stretch))?;

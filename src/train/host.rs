@@ -3,13 +3,14 @@
 use super::error::Attempt;
 use super::hosted::slices;
 use super::step::Weights;
-use super::{StepReport, TrainError, Trainer, now, optimizer};
+use super::{StepReport, TrainError, Trainer, now, update};
 use crate::collective::{Collective, Flags};
 use crate::config::Update;
 use crate::data::Batch;
 use crate::ids::Step;
 use crate::model::Player;
 use crate::torch::{self, Measure};
+use std::sync::Arc;
 use std::time::Duration;
 
 impl Trainer {
@@ -27,49 +28,65 @@ impl Trainer {
         let step = self.state.step.next();
         self.pace.set(step, self.job.train.ema_decay)?;
 
-        let work = self.hosted.lend(batches);
-        let cache = self.cache.as_ref();
-        self.hosted.pool.begin(&self.weights(), work, cache)?;
-        let seen_of_d = match self.game.update {
-            Update::Alternating => {
-                self.reduce_discriminator(collective, &mut reduce)?;
-                let seen = self.update(Player::Discriminator)?;
-                self.hosted
-                    .pool
-                    .finish(&self.next_discriminator.parameters)?;
-                seen
+        let batches: Vec<Arc<Batch>> = batches.into_iter().map(Arc::new).collect();
+        let rounds = self.game.rounds;
+        let mut gradients = Gradients::default();
+        for round in 0..rounds.discriminator {
+            let work = self.hosted.lend(&batches);
+            let cache = self.cache.as_ref();
+            let discriminator = match round {
+                0 => &self.state.discriminator,
+                _ => &self.next_discriminator,
+            };
+            let weights = Weights::of(&self.state.generator, discriminator);
+            self.hosted.pool.begin(&weights, work, round, cache)?;
+            match self.game.update {
+                Update::Alternating => {
+                    self.reduce_discriminator(collective, &mut reduce)?;
+                    gradients.add(
+                        Player::Discriminator,
+                        self.update(Player::Discriminator, round)?,
+                    );
+                }
+                Update::Simultaneous => {
+                    // D's gradient travels while G's is computed.
+                    let begun = now();
+                    let answers = self.hosted.pool.respond();
+                    let reduced = self
+                        .reduce_discriminator(collective, &mut reduce)
+                        .and_then(|()| self.update(Player::Discriminator, round));
+                    // Whatever came of that, no thread works on this step any more when it is given
+                    // up.
+                    let answered = self.hosted.pool.wait(answers);
+                    gradients.add(Player::Discriminator, reduced?);
+                    let last = answered?.unwrap_or(begun);
+                    reduce = reduce.saturating_sub(last - begun);
+                }
             }
-            Update::Simultaneous => {
-                // D's gradient travels while G's is computed.
-                let begun = now();
-                let answers = self.hosted.pool.respond();
-                let reduced = self
-                    .reduce_discriminator(collective, &mut reduce)
-                    .and_then(|()| self.update(Player::Discriminator));
-                // Whatever came of that, no thread works on this step any more when it is given up.
-                let answered = self.hosted.pool.wait(answers);
-                let seen = reduced?;
-                let last = answered?.unwrap_or(begun);
-                reduce = reduce.saturating_sub(last - begun);
-                seen
+        }
+        if self.game.update == Update::Alternating {
+            self.hosted
+                .pool
+                .finish(&self.next_discriminator.parameters)?;
+        }
+        for update in 0..rounds.generator {
+            if update > 0 {
+                let work = self.hosted.lend(&batches);
+                let cache = self.cache.as_ref();
+                let weights = Weights::of(&self.next_generator, &self.next_discriminator);
+                let round = rounds.of_generator(update);
+                self.hosted.pool.again(&weights, work, round, cache)?;
             }
-        };
-        self.reduce_generator(collective, flags, &mut reduce)?;
-        let seen_of_g = self.update(Player::Generator)?;
+            self.reduce_generator(collective, flags, &mut reduce)?;
+            gradients.add(Player::Generator, self.update(Player::Generator, update)?);
+        }
 
-        let mut report = self.report(step, seen_of_d, seen_of_g)?;
+        let mut report = self.report(step, gradients)?;
         self.commit(step)?;
         report.reduce = reduce;
         report.sent_bytes = collective.sent_bytes() - sent;
         report.compute = (now() - started).saturating_sub(reduce);
         Ok(report)
-    }
-
-    fn weights(&self) -> Weights {
-        Weights {
-            generator: self.state.generator.parameters.shallow_clone(),
-            discriminator: self.state.discriminator.parameters.shallow_clone(),
-        }
     }
 
     fn reduce_discriminator(
@@ -98,50 +115,48 @@ impl Trainer {
         Ok(self.generator_mean.arrive()?)
     }
 
-    /// Makes a network's next parameters and moments from its mean gradient, and measures that.
-    fn update(&mut self, player: Player) -> Result<Measure, TrainError> {
-        let (from, to, mean, gradients, settings) = match player {
-            Player::Generator => (
-                &self.state.generator,
-                &mut self.next_generator,
-                &mut self.generator_mean,
-                &self.game.generator_layout.gradients,
-                self.job.optimizer.generator(),
-            ),
-            Player::Discriminator => (
-                &self.state.discriminator,
-                &mut self.next_discriminator,
-                &mut self.discriminator_mean,
-                &self.game.discriminator_layout.gradients,
-                self.job.optimizer.discriminator(),
-            ),
+    /// Makes a network's next state from the mean of its vectors, in the update of the step that has
+    /// this number, and measures the gradient.
+    fn update(&mut self, player: Player, number: u32) -> Result<Measure, TrainError> {
+        let work = update::Update {
+            game: &self.game,
+            number,
+            count: &self.pace.counts[player.number() as usize][number as usize],
         };
-        let gradient =
-            super::layout::part(&mean.lend(), gradients).map_err(torch::TorchError::from)?;
-        let count = &self.pace.count;
-        let measured = optimizer::update(from, to, &gradient, settings, count)?;
-        drop(gradient);
+        let (gradients, mean, measured) = match player {
+            Player::Discriminator => {
+                let mean = self.discriminator_mean.lend();
+                let settings = self.job.optimizer.discriminator();
+                let measured = work.discriminator(
+                    &self.state.discriminator,
+                    &mut self.next_discriminator,
+                    &mean,
+                    settings,
+                )?;
+                let gradients = &self.game.discriminator_layout.gradients;
+                (gradients, &mut self.discriminator_mean, measured)
+            }
+            Player::Generator => {
+                let mean = self.generator_mean.lend();
+                let settings = self.job.optimizer.generator();
+                let measured = work.generator(
+                    &self.state.generator,
+                    [&mut self.next_generator, &mut self.next_discriminator],
+                    &mean,
+                    settings,
+                )?;
+                let gradients = &self.game.generator_layout.gradients;
+                (gradients, &mut self.generator_mean, measured)
+            }
+        };
         Ok(match measured {
             Some(measured) => measured,
             None => torch::measure(&mean.host().as_slice()?[gradients.clone()]),
         })
     }
 
-    /// Follows the running statistics, and reads the means.
-    fn report(
-        &mut self,
-        step: Step,
-        seen_of_d: Measure,
-        seen_of_g: Measure,
-    ) -> Result<StepReport, TrainError> {
-        {
-            let (of_d, of_g) = (self.discriminator_mean.lend(), self.generator_mean.lend());
-            let [looks, generated] = self.game.statistics(&of_d, &of_g)?;
-            let state = &self.state;
-            self.next_discriminator
-                .track(&state.discriminator, &looks)?;
-            self.next_generator.track(&state.generator, &generated)?;
-        }
+    /// Reads the means of the last updates.
+    fn report(&mut self, step: Step, gradients: Gradients) -> Result<StepReport, TrainError> {
         let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
         let of_d = self.discriminator_mean.host().as_slice()?;
         let of_g = self.generator_mean.host().as_slice()?;
@@ -152,13 +167,34 @@ impl Trainer {
             loss_g: f64::from(of_g[g.loss]),
             d_real: f64::from(of_d[d.belief_real]),
             d_fake: f64::from(of_d[d.belief_fake]),
-            grad_norm_d: seen_of_d.norm,
-            grad_norm_g: seen_of_g.norm,
-            nonfinite: seen_of_d.nonfinite + seen_of_g.nonfinite,
+            grad_norm_d: gradients.norm_d,
+            grad_norm_g: gradients.norm_g,
+            nonfinite: gradients.nonfinite,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
             sent_bytes: 0,
         })
+    }
+}
+
+/// What a step's gradients are like.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gradients {
+    /// Of D's last update.
+    norm_d: f64,
+    /// Of G's last update.
+    norm_g: f64,
+    /// Of all of them.
+    nonfinite: u64,
+}
+
+impl Gradients {
+    fn add(&mut self, player: Player, seen: Measure) {
+        match player {
+            Player::Discriminator => self.norm_d = seen.norm,
+            Player::Generator => self.norm_g = seen.norm,
+        }
+        self.nonfinite += seen.nonfinite;
     }
 }
 

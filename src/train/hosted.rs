@@ -73,8 +73,8 @@ impl Hosted {
     }
 
     /// Each replica's batch, and its vectors to be filled.
-    pub(super) fn lend(&mut self, batches: Vec<Batch>) -> Vec<(Batch, Vectors)> {
-        batches.into_iter().zip(self.vectors()).collect()
+    pub(super) fn lend(&mut self, batches: &[Arc<Batch>]) -> Vec<(Arc<Batch>, Vectors)> {
+        batches.iter().cloned().zip(self.vectors()).collect()
     }
 
     /// Each replica's vectors, to be filled.

@@ -124,7 +124,7 @@ mod tests {
         let model = Model::default();
         let (g, d) = (
             Architecture::generator(&model),
-            Architecture::discriminator(&model),
+            Architecture::discriminator(&model, 1),
         );
         for update in [Update::Alternating, Update::Simultaneous] {
             let layout = GeneratorLayout::new(&g, &d, update);

@@ -5,8 +5,8 @@
 //! step is transactional: the next state is made in memory of its own, and either all of it becomes
 //! the state or, after an error, none.
 //!
-//! `step` has the mathematics of one replica, `layout` what travels, `optimizer` Adam, `state` what
-//! the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
+//! `step` has the mathematics of one replica, `layout` what travels, `update` what becomes of it with
+//! `optimizer`'s Adam, `state` what the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
 //! don't have it, `hosted` what the hosted replicas need.
 //!
 //! There are two ways through a step, to the same bits. `host` goes through host memory: replicas
@@ -30,6 +30,7 @@ mod layout;
 mod optimizer;
 mod pace;
 mod pool;
+mod pyramid;
 mod sampler;
 mod snapshot;
 mod state;
@@ -38,13 +39,15 @@ mod stopwatch;
 mod stretches;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use error::{Attempt, Mismatch, TrainError};
+pub use pyramid::Pyramid;
 pub use sampler::Sampler;
 
 use crate::checkpoint::Snapshot;
 use crate::collective::{Collective, Flags};
-use crate::config::{Job, Update};
+use crate::config::Job;
 use crate::data::{Batch, Pixels};
 use crate::ids::Step;
 use crate::model::Latents;
@@ -164,7 +167,7 @@ impl Trainer {
             next_discriminator: state.discriminator.room()?,
             state,
             side: 0,
-            pace: Pace::new(device)?,
+            pace: Pace::new(game.rounds, device)?,
             hosted,
             discriminator_mean: Traveller::new(game.discriminator_layout.len, device)?,
             generator_mean: Traveller::new(game.generator_layout.len, device)?,
@@ -304,7 +307,7 @@ impl Trainer {
     }
 
     /// Images of these latents: from the generator's average if one is kept, with running
-    /// statistics.
+    /// statistics; of a conditional generator, for the labels in turn.
     ///
     /// # Shapes
     /// `[latents.count(), c, s, s]`, 0 … 255.
@@ -312,8 +315,47 @@ impl Trainer {
     /// # Errors
     /// [`TrainError::Latents`] or [`TrainError::Torch`].
     pub fn sample(&self, latents: &Latents) -> Result<Vec<u8>, TrainError> {
-        torch::set_threads(self.job.workers.threads);
         let _aside = self.read_aside()?;
+        self.sampler()?.sample(latents)
+    }
+
+    /// The same for these labels: [`Sampler::sample_of`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sample_of(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<u8>, TrainError> {
+        let _aside = self.read_aside()?;
+        self.sampler()?.sample_of(latents, labels)
+    }
+
+    /// What the generator makes of these latents for these labels, as it makes it:
+    /// [`Sampler::values`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
+        let _aside = self.read_aside()?;
+        self.sampler()?.values(latents, labels)
+    }
+
+    /// The images that a level of a pyramid makes of coarser ones, 0 … 255: [`Sampler::refine`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn refine_images(
+        &self,
+        coarse: &[f32],
+        latents: &Latents,
+        labels: &[u32],
+    ) -> Result<Vec<u8>, TrainError> {
+        let _aside = self.read_aside()?;
+        let images = self.sampler()?.refine(coarse, latents, labels)?;
+        Ok(images.into_iter().map(sampler::byte).collect())
+    }
+
+    /// Only while the state is [read aside](Self::read_aside).
+    fn sampler(&self) -> Result<Sampler, TrainError> {
+        torch::set_threads(self.job.workers.threads);
         let (parameters, running) = match &self.state.average {
             Some(average) => (&average.parameters, &average.running),
             None => (
@@ -328,8 +370,7 @@ impl Trainer {
             parameters,
             running,
             self.game.device,
-        )?
-        .sample(latents)
+        )
     }
 
     /// Refuses batches that are not the hosted replicas' at this step.
@@ -346,7 +387,7 @@ impl Trainer {
                 self.hosted.replicas.len()
             )));
         }
-        let size = self.game.images.iter().product::<i64>() as usize;
+        let size = self.game.samples_len() * self.game.rounds.discriminator as usize;
         for (batch, replica) in batches.iter().zip(self.hosted.replicas.clone()) {
             if batch.replica.0 != replica || batch.step != step {
                 return Err(wrong(format!(
@@ -354,30 +395,72 @@ impl Trainer {
                     batch.replica, batch.step
                 )));
             }
-            match &batch.pixels {
-                Pixels::Bytes(bytes) if bytes.len() == size => {}
-                Pixels::Bytes(bytes) => {
+            let found = match (&batch.pixels, self.game.kind) {
+                (Pixels::Bytes(bytes), tch::Kind::Uint8) => bytes.len(),
+                (Pixels::Numbers(numbers), tch::Kind::Float) => numbers.len(),
+                (Pixels::Places(places), _) => {
+                    self.check_places(places).map_err(|detail| {
+                        wrong(format!("replica {replica}'s names places, but {detail}"))
+                    })?;
+                    size
+                }
+                (Pixels::Bytes(_) | Pixels::Numbers(_), _) => {
                     return Err(wrong(format!(
-                        "replica {replica}'s has {} pixel values, but train.batch images take {size}",
-                        bytes.len()
+                        "replica {replica}'s has {:?}, which are no samples of \
+                         model.architecture = \"{}\"",
+                        batch.pixels, self.job.model.architecture
                     )));
                 }
-                Pixels::Places(places) => self.check_places(places).map_err(|detail| {
-                    wrong(format!("replica {replica}'s names places, but {detail}"))
-                })?,
+            };
+            if found != size {
+                return Err(wrong(format!(
+                    "replica {replica}'s has {found} values, but {} samples take {size}",
+                    self.batch_samples()
+                )));
             }
+            self.check_labels(batch)
+                .map_err(|detail| wrong(format!("replica {replica}'s {detail}")))?;
         }
         Ok(())
     }
 
+    /// Refuses labels that the networks can't be told of.
+    fn check_labels(&self, batch: &Batch) -> Result<(), String> {
+        if !self.game.takes_labels() {
+            return Ok(());
+        }
+        let (model, expected) = (&self.job.model, self.job.replica_samples() as usize);
+        let Some(labels) = &batch.labels else {
+            return Err(format!(
+                "has no labels, and model.conditional = \"{}\" needs them",
+                model.conditional
+            ));
+        };
+        if labels.len() != expected {
+            return Err(format!(
+                "has {} labels for {expected} samples",
+                labels.len()
+            ));
+        }
+        match labels.iter().find(|&&label| label >= model.classes) {
+            Some(label) => Err(format!(
+                "has the label {label}, but model.classes = {}: labels are 0 to {}",
+                model.classes,
+                model.classes - 1
+            )),
+            None => Ok(()),
+        }
+    }
+
     fn check_places(&self, places: &[i64]) -> Result<(), String> {
-        let batch = self.game.images[0] as usize;
+        let batch = self.job.replica_samples() as usize;
         let Some(cache) = &self.cache else {
             return Err("no data set is on the device".to_owned());
         };
         let samples = cache.size()[0];
         if places.len() != batch {
-            return Err(format!("{} instead of {batch} (train.batch)", places.len()));
+            let expected = self.batch_samples();
+            return Err(format!("{} instead of {expected}", places.len()));
         }
         match places.iter().find(|place| !(0..samples).contains(place)) {
             Some(place) => Err(format!("the data set on the device has no place {place}")),
@@ -385,14 +468,22 @@ impl Trainer {
         }
     }
 
+    /// How many samples a replica's batch has, for a message.
+    fn batch_samples(&self) -> String {
+        match self.job.train.discriminator_steps {
+            1 => format!("{} (train.batch)", self.job.train.batch),
+            _ => format!(
+                "{} (train.batch × train.discriminator_steps)",
+                self.job.replica_samples()
+            ),
+        }
+    }
+
     /// Makes what is next the state. What can fail comes first, and changes nothing then.
     fn commit(&mut self, step: Step) -> Result<(), TrainError> {
-        let looks = match self.game.update {
-            Update::Alternating => 3,
-            Update::Simultaneous => 2,
-        };
-        self.next_generator.batches_tracked = self.state.generator.batches_tracked + 1;
-        self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + looks;
+        let [of_g, of_d] = self.game.tracked();
+        self.next_generator.batches_tracked = self.state.generator.batches_tracked + of_g;
+        self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + of_d;
         if let Some(average) = &mut self.state.average {
             average.follow(&self.next_generator, &self.pace)?;
         }

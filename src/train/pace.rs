@@ -3,6 +3,7 @@
 //! What a device is given may be done long after it was given, or again and again: these numbers
 //! are no part of it, but lie in memory that is set, in the same queue, before each step.
 
+use super::step::Rounds;
 use crate::ids::Step;
 use crate::torch::TorchError;
 use tch::{Device, Kind, Tensor};
@@ -35,8 +36,9 @@ impl Share {
 /// The numbers of the step that is being made.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The step reached, as Adam takes it.
-    pub(super) count: Tensor,
+    /// The number of each of G's and each of D's updates in the step, counted from the job's first,
+    /// as Adam takes them.
+    pub(super) counts: [Vec<Tensor>; 2],
     /// The generator's share in its average.
     pub(super) share: Share,
     /// The same, in single precision.
@@ -44,10 +46,15 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) fn new(device: Device) -> Result<Self, TorchError> {
+    pub(super) fn new(rounds: Rounds, device: Device) -> Result<Self, TorchError> {
         let single = || Tensor::f_zeros([0i64; 0], (Kind::Float, device));
+        let counts = |updates: u32| {
+            (0..updates)
+                .map(|_| single())
+                .collect::<Result<Vec<_>, _>>()
+        };
         Ok(Self {
-            count: single()?,
+            counts: [counts(rounds.generator)?, counts(rounds.discriminator)?],
             share: Share::of(0.0, device)?,
             weight: single()?,
         })
@@ -60,7 +67,12 @@ impl Pace {
     pub(super) fn set(&mut self, step: Step, decay: f64) -> Result<(), TorchError> {
         let t = step.0 as f64;
         let share = 1.0 - decay.min((1.0 + t) / (10.0 + t));
-        let _ = self.count.f_fill_(t)?;
+        for counts in &mut self.counts {
+            let before = step.0.saturating_sub(1).saturating_mul(counts.len() as u64);
+            for (number, count) in (before + 1..).zip(counts) {
+                let _ = count.f_fill_(number as f64)?;
+            }
+        }
         let _ = self.weight.f_fill_(share)?;
         let _ = self.share.new.f_fill_(share)?;
         let _ = self.share.old.f_fill_(1.0 - share)?;

@@ -22,7 +22,8 @@ enum Task {
     /// The first half of a step.
     Begin {
         weights: Weights,
-        batch: Batch,
+        batch: Arc<Batch>,
+        round: u32,
         /// The data set, if it lies on the device.
         cache: Option<Tensor>,
         vectors: Vectors,
@@ -31,6 +32,14 @@ enum Task {
     Finish { discriminator: Tensor },
     /// The second half of a simultaneous one.
     Respond,
+    /// All of a further round of G.
+    Again {
+        weights: Weights,
+        batch: Arc<Batch>,
+        round: u32,
+        cache: Option<Tensor>,
+        vectors: Vectors,
+    },
 }
 
 /// What the first half of a step leaves for the second.
@@ -179,16 +188,35 @@ impl Pool {
         }
     }
 
-    /// The first half of a step.
+    /// A round of D: the first half of a step, or the whole of a round whose fakes G doesn't get.
     pub(super) fn begin(
         &self,
         weights: &Weights,
-        work: Vec<(Batch, Vectors)>,
+        work: Vec<(Arc<Batch>, Vectors)>,
+        round: u32,
         cache: Option<&Tensor>,
     ) -> Result<(), TrainError> {
         self.run(work.into_iter().map(|(batch, vectors)| Task::Begin {
             weights: weights.share(),
             batch,
+            round,
+            cache: cache.map(Tensor::shallow_clone),
+            vectors,
+        }))
+    }
+
+    /// A further round of G, after D's.
+    pub(super) fn again(
+        &self,
+        weights: &Weights,
+        work: Vec<(Arc<Batch>, Vectors)>,
+        round: u32,
+        cache: Option<&Tensor>,
+    ) -> Result<(), TrainError> {
+        self.run(work.into_iter().map(|(batch, vectors)| Task::Again {
+            weights: weights.share(),
+            batch,
+            round,
             cache: cache.map(Tensor::shallow_clone),
             vectors,
         }))
@@ -281,12 +309,13 @@ fn perform(game: &Game, kept: &mut Option<Half>, task: Task) -> Result<(), Torch
             Task::Begin {
                 weights,
                 batch,
+                round,
                 cache,
                 vectors,
             },
             _,
         ) => {
-            let inputs = game.inputs(&batch, cache.as_ref())?;
+            let inputs = game.inputs(&batch, round, cache.as_ref())?;
             *kept = Some(match game.update {
                 Update::Alternating => {
                     Half::Alternating(game.discriminate(&weights, &inputs, vectors)?)
@@ -296,6 +325,19 @@ fn perform(game: &Game, kept: &mut Option<Half>, task: Task) -> Result<(), Torch
                 }
             });
             Ok(())
+        }
+        (
+            Task::Again {
+                weights,
+                batch,
+                round,
+                cache,
+                vectors,
+            },
+            _,
+        ) => {
+            let inputs = game.inputs(&batch, round, cache.as_ref())?;
+            game.again(&weights, &inputs, vectors.generator)
         }
         (Task::Finish { discriminator }, Some(Half::Alternating(fakes))) => {
             game.deceive(fakes, &discriminator)

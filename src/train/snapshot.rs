@@ -181,7 +181,7 @@ fn state_dict(
                 Source::Parameter(index) => {
                     floats(name, shape, &view(&flat, &architecture.parameters[index])?)
                 }
-                Source::Statistics(range) => Ok(TensorData {
+                Source::Running(range) => Ok(TensorData {
                     name,
                     kind: Kind::F32,
                     shape,
@@ -325,7 +325,7 @@ impl<'a> Reader<'a> {
         architecture: &Architecture,
     ) -> Result<(Tensor, Tensor, i64), TrainError> {
         let flat = room(architecture)?;
-        let mut running = vec![0.0; architecture.statistics];
+        let mut running = vec![0.0; architecture.running];
         let mut tracked = None;
         for Entry {
             name,
@@ -335,7 +335,7 @@ impl<'a> Reader<'a> {
         {
             match source {
                 Source::Parameter(index) => self.parameter(&name, architecture, index, &flat)?,
-                Source::Statistics(range) => {
+                Source::Running(range) => {
                     running[range].copy_from_slice(&self.floats(&name, &shape)?);
                 }
                 Source::BatchesTracked => {

@@ -1,11 +1,12 @@
 //! State(t): all that the next step depends on.
 
 use super::TrainError;
+use super::layout::part;
 use super::pace::{Pace, Share};
 use crate::config::Job;
 use crate::ids::Step;
 use crate::model::architecture::BATCH_NORM_MOMENTUM;
-use crate::model::{Architecture, initial_parameters};
+use crate::model::{Architecture, initial_parameters, initial_running, iterate};
 use crate::torch::TorchError;
 use tch::{Device, Tensor};
 
@@ -18,7 +19,8 @@ pub(super) struct PlayerState {
     pub(super) exp_avg: Tensor,
     /// Adam's second moment, likewise.
     pub(super) exp_avg_sq: Tensor,
-    /// Batch norm's running means and variances, in the architecture's order, likewise.
+    /// Running values, in the architecture's order, likewise: batch norm's running means and
+    /// variances, then spectral norm's vectors.
     pub(super) running: Tensor,
     /// Batches that the running statistics have seen: `num_batches_tracked`.
     pub(super) batches_tracked: i64,
@@ -71,12 +73,14 @@ impl State {
 
 impl PlayerState {
     fn initial(architecture: &Architecture, seed: u64, device: Device) -> Result<Self, TorchError> {
-        let parameters = initial_parameters(architecture, seed)?.f_to_device(device)?;
+        let parameters = initial_parameters(architecture, seed)?;
+        let running = initial_running(architecture, &parameters, seed)?;
+        let parameters = parameters.f_to_device(device)?;
         Ok(Self {
             exp_avg: parameters.f_zeros_like()?,
             exp_avg_sq: parameters.f_zeros_like()?,
             parameters,
-            running: Tensor::f_from_slice(&initial_running(architecture))?.f_to_device(device)?,
+            running: Tensor::f_from_slice(&running)?.f_to_device(device)?,
             batches_tracked: 0,
         })
     }
@@ -103,15 +107,37 @@ impl PlayerState {
         }
     }
 
-    /// Sets the running statistics to those of `from` after it has seen `batches`, in this order:
-    /// running = 0.9·running + 0.1·batch, where a batch's statistics are means over the replicas.
-    pub(super) fn track(&mut self, from: &Self, batches: &[Tensor]) -> Result<(), TorchError> {
+    /// Sets the running statistics to those of `from`, which may be this one, after it has seen
+    /// `batches`, in this order: running = 0.9·running + 0.1·batch, where a batch's statistics are
+    /// means over the replicas.
+    pub(super) fn track(
+        &mut self,
+        from: &Self,
+        batches: &[Tensor],
+        architecture: &Architecture,
+    ) -> Result<(), TorchError> {
         let share = Share::of(BATCH_NORM_MOMENTUM, self.running.device())?;
-        let mut running = from.running.shallow_clone();
+        let statistics = 0..architecture.statistics;
+        let mut running = part(&from.running, &statistics)?;
         for batch in batches {
             running = share.mix(&running, batch)?;
         }
-        Ok(self.running.f_copy_(&running)?)
+        Ok(part(&self.running, &statistics)?.f_copy_(&running)?)
+    }
+
+    /// Sets spectral norm's vectors to what one power iteration makes of those of `from`, which may
+    /// be this one, with its weights.
+    pub(super) fn iterate(
+        &mut self,
+        from: &Self,
+        architecture: &Architecture,
+    ) -> Result<(), TorchError> {
+        let vectors = architecture.statistics..architecture.running;
+        if !vectors.is_empty() {
+            let next = iterate(architecture, &from.parameters, &from.running)?;
+            part(&self.running, &vectors)?.f_copy_(&next)?;
+        }
+        Ok(())
     }
 }
 
@@ -146,16 +172,6 @@ impl Average {
     }
 }
 
-/// Means 0 and variances 1, as PyTorch starts them.
-fn initial_running(architecture: &Architecture) -> Vec<f32> {
-    let mut running = vec![0.0; architecture.statistics];
-    for norm in architecture.norms() {
-        let variances = norm.offset + norm.features..norm.offset + 2 * norm.features;
-        running[variances].fill(1.0);
-    }
-    running
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,7 +189,9 @@ mod tests {
         };
         let mut to = from.room().unwrap();
         let batches = [10f32, 0.0].map(|value| Tensor::from_slice(&[value]));
-        to.track(&from, &batches).unwrap();
+        let mut architecture = Architecture::generator(&crate::config::Model::default());
+        (architecture.statistics, architecture.running) = (1, 1);
+        to.track(&from, &batches, &architecture).unwrap();
         let values = |tensor: &Tensor| Vec::<f32>::try_from(tensor).unwrap();
         assert_eq!(values(&to.running), [(0.9f64 * f64::from(1.9f32)) as f32]);
         assert_eq!(values(&from.running), [1.0]);

@@ -7,10 +7,10 @@
 use super::TrainError;
 use super::figures;
 use super::layout::part;
-use super::optimizer;
 use super::pool::Half;
 use super::state::PlayerState;
-use super::step::{Game, Inputs, Vectors, Weights};
+use super::step::{Game, Inputs, Rounds, Vectors, Weights};
+use super::update;
 use crate::config::{Adam, Update};
 use crate::ids::ReplicaId;
 use crate::torch;
@@ -22,33 +22,41 @@ use tch::Tensor;
 /// A part of a step between reductions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stretch {
-    /// From the inputs to D's vectors.
-    First,
-    /// D's next parameters.
-    Discriminator,
-    /// The rest of G's vectors.
+    /// From the inputs of D's update with this number, from 0, to its vectors.
+    First(u32),
+    /// That update: D's next state and figures.
+    Discriminator(u32),
+    /// The rest of G's vectors, with the fakes of D's last update.
     Second,
-    /// G's next parameters, both running statistics, the figures.
-    Generator,
+    /// G's vectors for its update with this number, from 1.
+    Again(u32),
+    /// G's update with this number, from 0: its next state, and the figures.
+    Generator(u32),
 }
 
 impl Stretch {
     /// In the order in which the device comes to them.
-    pub(super) fn order(update: Update) -> [Self; 4] {
-        match update {
-            Update::Alternating => [
-                Self::First,
-                Self::Discriminator,
+    pub(super) fn order(update: Update, rounds: Rounds) -> Vec<Self> {
+        if update == Update::Simultaneous {
+            return vec![
+                Self::First(0),
                 Self::Second,
-                Self::Generator,
-            ],
-            Update::Simultaneous => [
-                Self::First,
-                Self::Second,
-                Self::Discriminator,
-                Self::Generator,
-            ],
+                Self::Discriminator(0),
+                Self::Generator(0),
+            ];
         }
+        let mut order = Vec::new();
+        for number in 0..rounds.discriminator {
+            order.extend([Self::First(number), Self::Discriminator(number)]);
+        }
+        for number in 0..rounds.generator {
+            order.push(match number {
+                0 => Self::Second,
+                _ => Self::Again(number),
+            });
+            order.push(Self::Generator(number));
+        }
+        order
     }
 }
 
@@ -57,8 +65,8 @@ impl Stretch {
 pub(super) struct Work {
     pub(super) game: Arc<Game>,
     pub(super) replicas: Range<u32>,
-    /// One a replica, as the vectors are.
-    pub(super) inputs: Vec<Inputs>,
+    /// One list a replica, as the vectors are, of one a round.
+    pub(super) inputs: Vec<Vec<Inputs>>,
     pub(super) vectors: Vec<Vectors>,
     /// D's and G's.
     pub(super) means: [Tensor; 2],
@@ -67,8 +75,8 @@ pub(super) struct Work {
     /// The state that it makes, likewise.
     pub(super) to: [PlayerState; 2],
     pub(super) settings: [Adam; 2],
-    /// The step's number, as Adam takes it.
-    pub(super) count: Tensor,
+    /// The numbers of G's and of D's updates, as Adam takes them.
+    pub(super) counts: [Vec<Tensor>; 2],
     /// This worker's orders, as they travel.
     pub(super) flags: Tensor,
     pub(super) figures: Tensor,
@@ -78,11 +86,11 @@ pub(super) struct Work {
 /// What a [`Work`] is made from, but for the networks.
 pub(super) struct Materials {
     pub(super) replicas: Range<u32>,
-    pub(super) inputs: Vec<Inputs>,
+    pub(super) inputs: Vec<Vec<Inputs>>,
     pub(super) vectors: Vec<Vectors>,
     pub(super) means: [Tensor; 2],
     pub(super) settings: [Adam; 2],
-    pub(super) count: Tensor,
+    pub(super) counts: [Vec<Tensor>; 2],
     pub(super) flags: Tensor,
     pub(super) figures: Tensor,
 }
@@ -100,7 +108,7 @@ impl Work {
             vectors,
             means,
             settings,
-            count,
+            counts,
             flags,
             figures,
         } = materials;
@@ -113,7 +121,7 @@ impl Work {
             from,
             to,
             settings,
-            count,
+            counts,
             flags,
             figures,
             kept: Vec::new(),
@@ -127,13 +135,17 @@ impl Work {
         Self {
             game: Arc::clone(&self.game),
             replicas: self.replicas.clone(),
-            inputs: self.inputs.iter().map(Inputs::share).collect(),
+            inputs: self
+                .inputs
+                .iter()
+                .map(|rounds| rounds.iter().map(Inputs::share).collect())
+                .collect(),
             vectors: self.vectors.iter().map(Vectors::share).collect(),
             means: [of_d.shallow_clone(), of_g.shallow_clone()],
             from: players(&self.from),
             to: players(&self.to),
             settings: self.settings,
-            count: self.count.shallow_clone(),
+            counts: share_counts(&self.counts),
             flags: self.flags.shallow_clone(),
             figures: self.figures.shallow_clone(),
             kept: Vec::new(),
@@ -143,22 +155,25 @@ impl Work {
     /// Has the device do a stretch, kernel by kernel.
     pub(super) fn run(&mut self, stretch: Stretch) -> Result<(), TrainError> {
         match stretch {
-            Stretch::First => self.first(),
-            Stretch::Discriminator => self.discriminator(),
+            Stretch::First(number) => self.first(number),
+            Stretch::Discriminator(number) => self.discriminator(number),
             Stretch::Second => self.second(),
-            Stretch::Generator => self.generator(),
+            Stretch::Again(number) => self.again(number),
+            Stretch::Generator(number) => self.generator(number),
         }
     }
 
-    fn first(&mut self) -> Result<(), TrainError> {
+    fn first(&mut self, number: u32) -> Result<(), TrainError> {
         let [generator, discriminator] = &self.from;
-        let weights = Weights {
-            generator: generator.parameters.shallow_clone(),
-            discriminator: discriminator.parameters.shallow_clone(),
+        let discriminator = match number {
+            0 => discriminator,
+            _ => &self.to[1],
         };
+        let weights = Weights::of(generator, discriminator);
         self.kept.clear();
         let replicas = self.replicas.clone().zip(&self.inputs).zip(&self.vectors);
         for ((replica, inputs), vectors) in replicas {
+            let inputs = &inputs[number as usize];
             let vectors = vectors.share();
             let half = of(replica, || match self.game.update {
                 Update::Alternating => {
@@ -175,12 +190,17 @@ impl Work {
         Ok(())
     }
 
-    fn discriminator(&mut self) -> Result<(), TrainError> {
+    fn discriminator(&mut self, number: u32) -> Result<(), TrainError> {
         let ([_, from], [_, to], [mean, _]) = (&self.from, &mut self.to, &self.means);
-        let gradients = &self.game.discriminator_layout.gradients;
-        let gradient = part(mean, gradients).map_err(torch::TorchError::from)?;
         let [_, settings] = self.settings;
-        optimizer::update(from, to, &gradient, settings, &self.count)?;
+        let update = update::Update {
+            game: &self.game,
+            number,
+            count: &self.counts[1][number as usize],
+        };
+        update.discriminator(from, to, mean, settings)?;
+        let layout = &self.game.discriminator_layout;
+        figures::write_discriminator(&self.figures, mean, layout, number)?;
         Ok(())
     }
 
@@ -192,6 +212,25 @@ impl Work {
                 Half::Simultaneous(answer) => self.game.respond(answer),
             })?;
         }
+        self.raise()
+    }
+
+    fn again(&mut self, number: u32) -> Result<(), TrainError> {
+        let [generator, discriminator] = &self.to;
+        let weights = Weights::of(generator, discriminator);
+        let round = self.game.rounds.of_generator(number) as usize;
+        let replicas = self.replicas.clone().zip(&self.inputs).zip(&self.vectors);
+        for ((replica, inputs), vectors) in replicas {
+            let vector = vectors.generator.shallow_clone();
+            of(replica, || {
+                self.game.again(&weights, &inputs[round], vector)
+            })?;
+        }
+        self.raise()
+    }
+
+    /// Writes this worker's orders.
+    fn raise(&self) -> Result<(), TrainError> {
         for vectors in &self.vectors {
             part(&vectors.generator, &self.game.generator_layout.flags)
                 .and_then(|mut place| place.f_copy_(&self.flags))
@@ -200,19 +239,26 @@ impl Work {
         Ok(())
     }
 
-    fn generator(&mut self) -> Result<(), TrainError> {
-        let ([from_g, from_d], [to_g, to_d]) = (&self.from, &mut self.to);
-        let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
-        let [of_d, of_g] = &self.means;
-        let gradient = part(of_g, &g.gradients).map_err(torch::TorchError::from)?;
+    fn generator(&mut self, number: u32) -> Result<(), TrainError> {
+        let ([from, _], [to_g, to_d], [_, mean]) = (&self.from, &mut self.to, &self.means);
         let [settings, _] = self.settings;
-        optimizer::update(from_g, to_g, &gradient, settings, &self.count)?;
-        let [looks, generated] = self.game.statistics(of_d, of_g)?;
-        to_d.track(from_d, &looks)?;
-        to_g.track(from_g, &generated)?;
-        figures::write(&mut self.figures, (of_d, d), (of_g, g))?;
+        let update = update::Update {
+            game: &self.game,
+            number,
+            count: &self.counts[0][number as usize],
+        };
+        update.generator(from, [to_g, to_d], mean, settings)?;
+        let layout = &self.game.generator_layout;
+        figures::write_generator(&self.figures, mean, layout, number)?;
         Ok(())
     }
+}
+
+/// The same memory.
+pub(super) fn share_counts(counts: &[Vec<Tensor>; 2]) -> [Vec<Tensor>; 2] {
+    counts
+        .each_ref()
+        .map(|counts| counts.iter().map(Tensor::shallow_clone).collect())
 }
 
 /// A replica's mathematics. The functions of tch that panic are an error that names the replica.
@@ -230,7 +276,7 @@ fn of<T>(
 pub(super) trait Recorder: Send + fmt::Debug {
     /// Records the stretches in this order. Nothing of it is done on the device, and an error
     /// leaves nothing behind.
-    fn record(&mut self, work: Work, order: [Stretch; 4]) -> Result<Box<dyn Recorded>, TrainError>;
+    fn record(&mut self, work: Work, order: &[Stretch]) -> Result<Box<dyn Recorded>, TrainError>;
 }
 
 /// Stretches that were recorded.
@@ -273,7 +319,10 @@ impl Stretches {
         if self.done[side] <= WARM_UP {
             return;
         }
-        match recorder.record(work.share(), Stretch::order(work.game.update)) {
+        match recorder.record(
+            work.share(),
+            &Stretch::order(work.game.update, work.game.rounds),
+        ) {
             Ok(recorded) => self.recorded[side] = Some(recorded),
             Err(error) => {
                 tracing::warn!("steps are done kernel by kernel: they can't be recorded: {error}");

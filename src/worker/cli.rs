@@ -1,8 +1,10 @@
 //! `gan-worker`'s command line.
 
 use super::bench::Bench;
+use super::crew;
 use super::devices::Devices;
 use super::export::Export;
+use super::figures::Figures;
 use super::pictures::{Arithmetic, Film, Interpolate, NearestImages, Sample, Truncate};
 use super::{Options, WorkerError};
 use crate::checkpoint;
@@ -15,7 +17,7 @@ use crate::telemetry::metrics;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -68,6 +70,8 @@ enum Command {
     /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
     /// of what the device can do, memory.
     Bench(Bench),
+    /// Draw the figures of Goodfellow's tutorial from runs: small ones, of minutes.
+    Figures(Figures),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -84,13 +88,22 @@ struct Train {
         default_value = "http://127.0.0.1:50051"
     )]
     coordinator: String,
-    /// What to compute on: `cpu`, or `cuda:<index>`.
+    /// What to compute on: `cpu`, `cuda:<index>`, or `cuda:all`, which starts a worker process for
+    /// each GPU and looks after them.
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Replicas to compute side by side on a CPU [default: all cores].
+    /// Worker processes to start and look after, on a CPU [default: this one is the worker].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=256))]
+    processes: Option<u32>,
+    /// With several processes: how long they may take to leave once they are told to go, because this
+    /// one was or because one of them has failed. Then they are killed.
+    #[arg(long, default_value = "110s", value_parser = humantime::parse_duration)]
+    grace: Duration,
+    /// Replicas to compute side by side on a CPU, of each process [default: all cores, shared].
     #[arg(long)]
     cores: Option<u32>,
-    /// Serve Prometheus metrics on this address.
+    /// Serve Prometheus metrics, and a sign of life at /health, on this address; further processes
+    /// take the ports that follow.
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
     /// Host name or address by which peers reach this worker [default: the address that faces the
@@ -100,6 +113,9 @@ struct Train {
     /// How long the coordinator may be unreachable at the start.
     #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
     join_deadline: Duration,
+    /// Leave when this process, which has started this one, is no more.
+    #[arg(long, value_name = "PID", hide = true)]
+    parent: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -140,6 +156,7 @@ impl Cli {
                 self::device(&device).and_then(|device| evaluate.run(device, cores(None)))
             }
             Command::Bench(bench) => bench.run(format),
+            Command::Figures(figures) => figures.run(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-worker", &mut script);
@@ -153,6 +170,15 @@ impl Cli {
 impl Train {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         logging::init(format, &LogTarget::Stderr).map_err(Failure::failed)?;
+        if let Some(processes) = self.crew()? {
+            return self.look_after(processes, format);
+        }
+        if let Some(parent) = self.parent
+            && !crew::go_with_parent(parent).map_err(Failure::failed)?
+        {
+            tracing::info!("process {parent}, which has started this one, is gone");
+            return Ok(ExitCode::from(Exit::Left.code()));
+        }
         let device = device(&self.device)?;
         let options = Options {
             coordinator: self.coordinator,
@@ -182,7 +208,76 @@ impl Train {
         }
         Ok(ExitCode::from(exit.code()))
     }
+
+    /// How many worker processes to look after; none if this process is the worker.
+    fn crew(&self) -> Result<Option<u32>, Failure> {
+        match (self.processes, self.device.as_str()) {
+            (None, ALL_GPUS) => {
+                // The command may be right and the machine not: another one may do.
+                let refuse = |what: String| {
+                    let device = ALL_GPUS.to_owned();
+                    Failure::failed(WorkerError::Device { device, what })
+                };
+                let driver = crate::torch::Driver::open();
+                let gpus = driver.and_then(|driver| driver.gpus());
+                match gpus.map_err(|error| refuse(error.to_string()))?.len() as u32 {
+                    0 => Err(refuse("the driver sees no GPU".to_owned())),
+                    gpus => Ok(Some(gpus)),
+                }
+            }
+            (processes, "cpu") => Ok(processes),
+            (None, _) => Ok(None),
+            (Some(_), device) => Err(Failure::wrong(format!(
+                "--processes goes with --device cpu, not with {device}; {ALL_GPUS} starts one for each GPU"
+            ))),
+        }
+    }
+
+    /// Starts the processes and gives one exit code for them all.
+    fn look_after(&self, processes: u32, format: LogFormat) -> Result<ExitCode, Failure> {
+        let metrics = self.metrics_listen;
+        let metrics = metrics.map(|listen| crew::metrics_addresses(listen, processes));
+        let metrics = metrics.transpose().map_err(Failure::wrong)?;
+        let share = self
+            .cores
+            .unwrap_or_else(|| (cores(None) / processes).max(1));
+        let program = std::env::current_exe().map_err(Failure::failed)?;
+        let commands = (0..processes).map(|index| {
+            let device = match self.device.as_str() {
+                ALL_GPUS => format!("cuda:{index}"),
+                device => device.to_owned(),
+            };
+            let mut command = std::process::Command::new(&program);
+            command
+                .args(["train", "--coordinator", &self.coordinator])
+                .args(["--device", &device, "--cores", &share.to_string()])
+                .args(["--parent", &std::process::id().to_string()]);
+            let join = humantime::format_duration(self.join_deadline).to_string();
+            command.args(["--join-deadline", &join]);
+            if let Some(format) = clap::ValueEnum::to_possible_value(&format) {
+                command.args(["--log-format", format.get_name()]);
+            }
+            if let Some(host) = &self.advertise {
+                command.args(["--advertise", host]);
+            }
+            if let Some(addresses) = &metrics {
+                let address = addresses[index as usize].to_string();
+                command.args(["--metrics-listen", &address]);
+            }
+            command
+        });
+        // One thread: the processes go when the thread ends that started them.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::failed(format!("can't start the runtime: {error}")))?;
+        let code = runtime.block_on(crew::run(commands.collect(), self.grace));
+        Ok(ExitCode::from(code.map_err(Failure::failed)?))
+    }
 }
+
+/// The name of all the GPUs that there are.
+const ALL_GPUS: &str = "cuda:all";
 
 /// The cores that a person named, or all that there are.
 pub(super) fn cores(named: Option<u32>) -> u32 {

@@ -4,7 +4,7 @@
 //! of the state depends on whether an evaluation exists. One is computed at a time; one that comes
 //! meanwhile is left out, unless it is the job's last.
 
-use super::saving::About;
+use super::saving::{About, retain};
 use super::training::Report;
 use crate::checkpoint::{Store, TensorData};
 use crate::config::Score;
@@ -206,7 +206,14 @@ impl Scorer {
             let step = candidate.step;
             let scored = torch::catch("evaluate", || self.score(&candidate));
             match scored {
-                Ok(()) => {}
+                // The one that was the best before may go.
+                Ok(()) => retain(
+                    &self.store,
+                    &self.about,
+                    shared.undecided(),
+                    step,
+                    candidate.generation,
+                ),
                 Err(EvaluateError::CalledOff) => return,
                 Err(error) => {
                     tracing::error!(%step, "not evaluated: {error}");

@@ -6,16 +6,19 @@
 //! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
 //! leads to the coordinator; `hearing` makes events of what comes in; `saving` writes checkpoints and
 //! pictures, and `evaluating` scores them, on threads of their own. `transport` chooses what carries
-//! the sums, and `rejoin` is for when that can't be stopped. `devices` and `bench`, which measures
-//! steps, are commands of their own; so are `pictures` and `export`, for what was trained.
+//! the sums, and `rejoin` is for when that can't be stopped. `crew` starts several such processes and
+//! looks after them. `devices` and `bench`, which measures steps, are commands of their own; so are
+//! `pictures` and `export`, for what was trained.
 
 mod bench;
 pub mod cli;
 mod client;
+mod crew;
 mod devices;
 mod evaluating;
 mod export;
 mod failure;
+mod figures;
 mod hearing;
 mod history;
 mod identity;

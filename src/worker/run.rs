@@ -8,7 +8,7 @@ use super::training::{Report, Tools};
 use super::wire::EpochWork;
 use crate::collective::{Abort, Collective, Flags};
 use crate::config::Job;
-use crate::data::{DataError, Loader, Next};
+use crate::data::{DataError, Loader, Mixture, Next};
 use crate::faults::{self, Point};
 use crate::ids::{Epoch, Generation, Step};
 use crate::membership::{Close, Finish};
@@ -16,7 +16,7 @@ use crate::model::Latents;
 use crate::plan::Plan;
 use crate::proto;
 use crate::random::{Domain, Key};
-use crate::sample::Images;
+use crate::sample::{self, Images};
 use crate::telemetry::catalog::StepPhase;
 use crate::telemetry::metrics;
 use crate::train::{StepReport, TrainError, Trainer};
@@ -296,7 +296,7 @@ impl Run<'_> {
 
     fn measure(&self, report: &StepReport, epoch: Epoch, waited: Duration, took: Duration) {
         let hosted = self.trainer.replicas().len() as u64;
-        let batch = u64::from(self.job().train.batch);
+        let batch = u64::from(self.job().replica_samples());
         metrics::worker::images(hosted * batch);
         metrics::worker::step(waited, StepPhase::Data);
         metrics::worker::step(report.compute, StepPhase::Compute);
@@ -388,9 +388,36 @@ impl Run<'_> {
         let columns = job.sample.grid;
         let key = Key::new(Domain::Samples, &[job.job.seed]);
         let count = (columns * columns) as usize;
-        let latents =
-            Latents::draw(key, count, job.model.latent as usize).map_err(TrainError::from)?;
-        let pixels = self.trainer.sample(&latents)?;
+        let latents = Latents::of(&job.model, key, count).map_err(TrainError::from)?;
+        if let Some(mixture) = Mixture::of(&job.data) {
+            // The same for all pictures of a job, so that they are comparable.
+            let centres: Vec<f32> = mixture
+                .centres
+                .iter()
+                .flatten()
+                .map(|&x| x as f32)
+                .collect();
+            let labels: Vec<u32> = (0..count as u32)
+                .map(|i| i % job.model.classes.max(1))
+                .collect();
+            let points = self.trainer.values(&latents, &labels)?;
+            let picture = sample::scatter(&points, sample::extent(&centres));
+            saver.picture(self.trainer.step(), picture, 1);
+            return Ok(());
+        }
+        // A row of one label, if the networks are told of labels.
+        let labels: Vec<u32> = (0..count as u32)
+            .map(|image| image / columns % job.model.classes.max(1))
+            .collect();
+        let pixels = match job.model.pyramid {
+            // Real images of half the side are made finer: the level below is another job.
+            true => {
+                let by = 2 * job.data.reduce as usize;
+                let coarse = self.tools.dataset.first_reduced(count, by)?;
+                self.trainer.refine_images(&coarse, &latents, &labels)?
+            }
+            false => self.trainer.sample_of(&latents, &labels)?,
+        };
         let images = Images {
             channels: job.model.channels,
             size: job.model.image_size,

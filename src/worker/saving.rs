@@ -183,7 +183,9 @@ impl Writer {
                     self.failed = match written {
                         Ok(manifest) => {
                             self.evaluate(generation, *snapshot, manifest, last);
-                            self.retain(generation, step);
+                            let undecided = self.evaluating.as_ref();
+                            let undecided = undecided.map_or(Vec::new(), |e| e.undecided());
+                            retain(&self.store, &self.about, undecided, step, generation);
                             None
                         }
                         Err(why) => Some((step, why)),
@@ -269,31 +271,6 @@ impl Writer {
         evaluating.offer(candidate, last);
     }
 
-    /// Lets old checkpoints go: not the best, nor one that may turn out to be.
-    fn retain(&self, generation: Generation, newest: Step) {
-        let job = &self.about.enrolment.job;
-        let mut spared = Vec::new();
-        if let Some(score) = job.checkpoint.keep_best {
-            // First those that are undecided: one that is decided meanwhile is in the file by now.
-            let evaluating = self.evaluating.as_ref();
-            spared = evaluating.map_or(Vec::new(), |evaluating| evaluating.undecided());
-            let run_dir = &self.about.enrolment.run_dir;
-            spared.extend(evaluating::name_best(
-                &self.store,
-                run_dir,
-                score,
-                generation,
-            ));
-        }
-        let keep = job.checkpoint;
-        let kept = self
-            .store
-            .retain(keep.keep_last, keep.keep_every, newest, &spared, generation);
-        if let Err(error) = kept {
-            tracing::warn!("old checkpoints can't be removed: {error}");
-        }
-    }
-
     fn description(&self, generation: Generation, step: Step, unix_seconds: f64) -> Description {
         let About {
             enrolment,
@@ -319,6 +296,29 @@ impl Writer {
             device: device.to_string(),
             created_unix_seconds: unix_seconds,
         }
+    }
+}
+
+/// Lets checkpoints go that are older than `newest`: not the best, nor one that may turn out to be,
+/// which are those that are `undecided`. Ask for these first: one that is decided meanwhile is in
+/// `evaluations.jsonl` by now.
+pub(super) fn retain(
+    store: &Store,
+    about: &About,
+    undecided: Vec<Step>,
+    newest: Step,
+    generation: Generation,
+) {
+    let keep = about.enrolment.job.checkpoint;
+    let mut spared = Vec::new();
+    if let Some(score) = keep.keep_best {
+        spared = undecided;
+        let run_dir = &about.enrolment.run_dir;
+        spared.extend(evaluating::name_best(store, run_dir, score, generation));
+    }
+    let kept = store.retain(keep.keep_last, keep.keep_every, newest, &spared, generation);
+    if let Err(error) = kept {
+        tracing::warn!("old checkpoints can't be removed: {error}");
     }
 }
 

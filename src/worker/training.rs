@@ -93,7 +93,7 @@ impl Tools {
 
     fn plan(&self) -> Result<Plan, GenerationError> {
         let (job, sizes) = (&self.enrolment.job, self.dataset.shard_sizes());
-        let (replicas, batch) = (job.train.replicas, job.train.batch);
+        let (replicas, batch) = (job.train.replicas, job.replica_samples());
         Ok(Plan::new(&sizes, job.job.seed, replicas, batch)?)
     }
 
@@ -103,7 +103,7 @@ impl Tools {
             Arc::clone(&self.dataset),
             LoaderSettings {
                 seed: job.job.seed,
-                batch: job.train.batch,
+                batch: job.replica_samples(),
                 steps_per_epoch: plan.steps_per_epoch(),
                 replicas: trainer.replicas(),
                 start,

@@ -3,6 +3,7 @@
 mod idx;
 mod jpeg;
 mod loading;
+mod making;
 mod packing;
 mod sources;
 

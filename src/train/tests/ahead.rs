@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 /// A rank whose reductions are queued as on a device: a mean is there when it is joined, and holds
 /// garbage before. `fails_at` is the number of the settling, counted from 1, that fails after all was
 /// done, as when a peer died meanwhile; the means are garbage then.
-struct Queued<C> {
+pub(super) struct Queued<C> {
     rank: C,
     queue: VecDeque<(Vec<Tensor>, Tensor)>,
     joined: Vec<Tensor>,
@@ -18,7 +18,7 @@ struct Queued<C> {
     started: u32,
 }
 
-fn queued<C: Collective>(rank: C) -> Queued<C> {
+pub(super) fn queued<C: Collective>(rank: C) -> Queued<C> {
     Queued {
         rank,
         queue: VecDeque::new(),
@@ -129,7 +129,7 @@ fn ahead(
 }
 
 /// The reports of `steps` steps, the last of which is settled.
-fn train_ahead(
+pub(super) fn train_ahead(
     trainer: &mut Trainer,
     collective: &mut dyn Collective,
     steps: usize,
@@ -446,8 +446,8 @@ fn a_state_is_copied_from_device_to_device() {
 
 /// Records like CUDA: nothing is done meanwhile, and later the same is done with what lies at the
 /// same addresses then.
-#[derive(Debug)]
-struct Tape {
+#[derive(Debug, Default)]
+pub(super) struct Tape {
     /// The recording with this number, counted from 1, fails.
     fails_at: Option<u32>,
     made: u32,
@@ -457,7 +457,7 @@ struct Tape {
 struct Reel(Work);
 
 impl Recorder for Tape {
-    fn record(&mut self, work: Work, _: [Stretch; 4]) -> Result<Box<dyn Recorded>, TrainError> {
+    fn record(&mut self, work: Work, _: &[Stretch]) -> Result<Box<dyn Recorded>, TrainError> {
         self.made += 1;
         if self.fails_at == Some(self.made) {
             return Err(TrainError::ThreadLost);

@@ -55,9 +55,9 @@ struct Broken;
 
 impl objective::Objective for Broken {
     fn discriminator(&self, real: &Tensor, fake: &Tensor) -> Result<Tensor, TorchError> {
-        objective::of(Objective::NonSaturating).discriminator(real, fake)
+        objective::of(Objective::NonSaturating, 0.0).discriminator(real, fake)
     }
-    fn generator(&self, _: &Tensor) -> Result<Tensor, TorchError> {
+    fn generator(&self, _: &Tensor, _: Option<&Tensor>) -> Result<Tensor, TorchError> {
         panic!("no such game")
     }
 }

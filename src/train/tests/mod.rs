@@ -4,15 +4,17 @@ mod ahead;
 mod copying;
 mod exactness;
 mod faults;
+mod games;
 mod precision;
 mod step;
+mod variants;
 
 use super::layout::part;
 use super::step::{Vectors, Weights};
 use super::*;
 use crate::checkpoint::TensorData;
 use crate::collective::{CollectiveError, InProcess};
-use crate::config::{Objective, parse};
+use crate::config::{Objective, Update, parse};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId};
 use crate::objective;
 use crate::random::{Domain, Key};
@@ -49,16 +51,22 @@ fn job(update: Update, ema_decay: f64) -> Job {
     job
 }
 
-/// Pixels that are a function of step and replica.
+/// Samples that are a function of step and replica.
 fn batch(job: &Job, step: u64, replica: u32) -> Batch {
     let mut stream = Key::new(Domain::Span, &[step, u64::from(replica)]).stream();
-    let len = job.train.batch * job.model.channels * job.model.image_size.pow(2);
+    let len = job.replica_samples() * job.packed_shape().iter().product::<u32>();
+    let pixels = match job.model.has_points() {
+        true => Pixels::Numbers((0..len).map(|_| stream.normal() as f32).collect()),
+        false => Pixels::Bytes((0..len).map(|_| stream.below(256) as u8).collect()),
+    };
+    let classes = job.model.classes;
+    let mut label = |_| stream.below(classes.into()) as u32;
     Batch {
         step: Step(step),
         epoch: Epoch(0),
         replica: ReplicaId(replica),
-        pixels: Pixels::Bytes((0..len).map(|_| stream.below(256) as u8).collect()),
-        labels: None,
+        pixels,
+        labels: (classes > 0).then(|| (0..job.replica_samples()).map(&mut label).collect()),
     }
 }
 

@@ -56,12 +56,9 @@ fn the_generators_half_leaves_the_discriminator_alone() {
         vectors.discriminator.shallow_clone(),
         vectors.generator.shallow_clone(),
     );
-    let weights = Weights {
-        generator: state.generator.parameters.shallow_clone(),
-        discriminator: state.discriminator.parameters.shallow_clone(),
-    };
+    let weights = Weights::of(&state.generator, &state.discriminator);
     let d = weights.discriminator.copy();
-    let inputs = game.inputs(&batch(&job, 0, 0), None).unwrap();
+    let inputs = game.inputs(&batch(&job, 0, 0), 0, None).unwrap();
     let fakes = game.discriminate(&weights, &inputs, vectors).unwrap();
     let judged = of_d.copy();
     assert_eq!(
@@ -98,7 +95,7 @@ fn flags_are_everybodys_at_the_same_step() {
     for (_, report) in train_together(&job, &[0..1, 1..2, 2..4], 1, raised) {
         assert_eq!(report.flags, raised(1));
         // Of three slices a worker sends two as sums, and its own to two peers as the mean.
-        let gradients = crate::model::architecture::parameters(&job.model) as u64;
+        let gradients = crate::model::architecture::parameters(&job.model, 1) as u64;
         let floor = 4 * gradients * 4 / 3;
         assert!(
             (floor..2 * floor).contains(&report.sent_bytes),

@@ -93,9 +93,10 @@ impl Account {
     ) -> Self {
         let (model, train) = (&job.model, &job.train);
         let a_step = course.elapsed.as_secs_f64() / course.steps.max(1) as f64;
-        let flops = cost::step(model, train.update);
-        let images = job.global_batch();
-        let flops_per_s = (flops.total() * images) as f64 / a_step;
+        let [channels, high, wide] = model.sample_shape();
+        let flops = cost::step(model, train);
+        let (images, minibatch) = (job.global_batch(), job.minibatch());
+        let flops_per_s = (flops.total() * minibatch) as f64 / a_step;
         let moved = cost::traffic(model, train, train.replicas);
         let bytes_per_s = moved.total() as f64 / a_step;
         Self {
@@ -103,11 +104,8 @@ impl Account {
             libtorch: device.libtorch.clone(),
             cores,
             model: format!(
-                "{}x{side}x{side}, widths {} and {}",
-                model.channels,
-                model.generator_width,
-                model.discriminator_width,
-                side = model.image_size
+                "{} {channels}x{high}x{wide}, widths {} and {}",
+                model.architecture, model.generator_width, model.discriminator_width,
             ),
             update: train.update.to_string(),
             precision: train.precision.to_string(),
@@ -124,8 +122,8 @@ impl Account {
                 first_step_s: course.first.as_secs_f64(),
             },
             arithmetic: Arithmetic {
-                forward_flops: flops.forward * images,
-                backward_flops: flops.backward * images,
+                forward_flops: flops.forward * minibatch,
+                backward_flops: flops.backward * minibatch,
                 flops_per_s,
                 ceiling: ceilings.flops_per_s,
                 share: flops_per_s / ceilings.flops_per_s,

@@ -3,7 +3,7 @@
 use super::BenchError;
 use crate::collective::{Abort, Collective, Deadlines, Flags, Group, GroupPeer, Listener};
 use crate::config::{DataCache, Job};
-use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next};
+use crate::data::{Batch, DataError, Dataset, Loader, LoaderSettings, Next, Pixels};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId, Step};
 use crate::plan::Plan;
 use crate::random::{Domain, Key};
@@ -173,7 +173,9 @@ pub(super) enum Feed {
     /// The same few batches again and again, a copy for each replica and step.
     Noise {
         replicas: u32,
-        batches: Vec<Vec<u8>>,
+        batches: Vec<Pixels>,
+        /// Of each batch, if the networks are told of labels.
+        labels: Option<Vec<u32>>,
     },
     /// The job's data, through its loader.
     Data {
@@ -187,8 +189,8 @@ pub(super) enum Feed {
 impl Feed {
     pub(super) fn noise(job: &Job) -> Self {
         let (model, train) = (&job.model, &job.train);
-        let side = u64::from(model.image_size);
-        let len = u64::from(train.batch) * u64::from(model.channels) * side * side;
+        let sample: u64 = job.packed_shape().into_iter().map(u64::from).product();
+        let len = u64::from(job.replica_samples()) * sample;
         let batch = |number| {
             // A generator by Marsaglia (2003), xorshift64, from a key: quick, and noise enough.
             let mut state = Key::new(Domain::Samples, &[job.job.seed, number]).seed() | 1;
@@ -198,11 +200,22 @@ impl Feed {
                 state ^= state << 17;
                 (state >> 32) as u8
             };
-            (0..len).map(byte).collect()
+            let bytes: Vec<u8> = (0..len).map(byte).collect();
+            match model.has_points() {
+                true => {
+                    Pixels::Numbers(bytes.iter().map(|&x| f32::from(x) / 128.0 - 1.0).collect())
+                }
+                false => Pixels::Bytes(bytes),
+            }
         };
         Self::Noise {
             replicas: train.replicas,
             batches: (0..u64::from(NOISES)).map(batch).collect(),
+            labels: model.is_conditional().then(|| {
+                (0..job.replica_samples())
+                    .map(|i| i % model.classes)
+                    .collect()
+            }),
         }
     }
 
@@ -217,12 +230,12 @@ impl Feed {
     fn read(job: &Job, dataset: Dataset, places: bool) -> Result<Self, BenchError> {
         let train = &job.train;
         let sizes = dataset.shard_sizes();
-        let plan = Plan::new(&sizes, job.job.seed, train.replicas, train.batch)?;
+        let plan = Plan::new(&sizes, job.job.seed, train.replicas, job.replica_samples())?;
         let loader = Loader::start(
             Arc::new(dataset),
             LoaderSettings {
                 seed: job.job.seed,
-                batch: train.batch,
+                batch: job.replica_samples(),
                 steps_per_epoch: plan.steps_per_epoch(),
                 replicas: 0..train.replicas,
                 start: Step(0),
@@ -256,15 +269,18 @@ impl Feed {
 
     fn next(&mut self, step: Step) -> Result<Vec<Batch>, DataError> {
         match self {
-            Self::Noise { replicas, batches } => {
+            Self::Noise {
+                replicas,
+                batches,
+                labels,
+            } => {
                 let of = |replica: u32| Batch {
                     step,
                     epoch: Epoch(0),
                     replica: ReplicaId(replica),
                     pixels: batches[((step.0 as u32).wrapping_add(replica) % NOISES) as usize]
-                        .clone()
-                        .into(),
-                    labels: None,
+                        .clone(),
+                    labels: labels.clone(),
                 };
                 Ok((0..*replicas).map(of).collect())
             }
@@ -298,7 +314,6 @@ fn now() -> Instant {
 mod tests {
     use super::*;
     use crate::config::parse;
-    use crate::data::Pixels;
     use std::path::Path;
 
     #[test]

@@ -1,10 +1,12 @@
 //! Pictures from a checkpoint: what its generator draws, and where from.
 //!
-//! One file a command. `source` opens a checkpoint and draws; `picks` are the latents that a person
+//! One file a command. `source` opens a checkpoint and draws from latents; `drawing` draws what has no
+//! latents of its own to name, points and pyramids; `picks` are the latents that a person
 //! has named; `naming` is for the files. All of it is on the CPU with one thread, so that the same
 //! checkpoint and command give the same file, byte for byte, on any machine of a kind.
 
 mod arithmetic;
+mod drawing;
 mod film;
 mod interpolate;
 mod naming;

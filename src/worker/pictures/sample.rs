@@ -1,14 +1,16 @@
 //! `gan-worker sample`: a grid of images.
 
 use super::picks::Picks;
-use super::source::{Source, psi, scale, truncate};
-use super::{PictureError, Report, named};
+use super::source::{Painter, Source, Weights, psi, scale, truncate};
+use super::{PictureError, Report, drawing, named};
 use crate::command::Failure;
 use crate::sample::{Format, PADDING, Sheet, grid, write_picture};
+use crate::train::Sampler;
 use clap::{Args, ValueEnum};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tch::Device;
 
 /// Which images, and how they are laid out.
 #[derive(Debug, Args)]
@@ -47,6 +49,9 @@ pub(in crate::worker) struct Sample {
     /// Write each image's number under it.
     #[arg(long)]
     numbers: bool,
+    /// The checkpoint of a coarser level, whose images this one refines; the coarsest first.
+    #[arg(long, value_name = "CHECKPOINT")]
+    coarser: Vec<PathBuf>,
 }
 
 /// Where batch norm takes its statistics from.
@@ -74,6 +79,10 @@ impl Sample {
             return Err(PictureError::Command(message.to_owned()));
         }
         let painter = self.source.open()?;
+        let model = painter.sampler.model();
+        if model.has_points() || model.pyramid || !self.coarser.is_empty() {
+            return self.draw_whole(painter, &out);
+        }
         let picks = self
             .images
             .clone()
@@ -83,11 +92,16 @@ impl Sample {
             Norms::Running => None,
             Norms::Batch => Some(self.batch_of(&painter.weights.manifest.state_keys)?),
         };
+        let square = |count: u32| (1..).find(|c| c * c >= count).unwrap_or(1);
+        let columns = self
+            .columns
+            .unwrap_or_else(|| square(batch.unwrap_or(count).min(count)));
+        let labels = |count| drawing::labels(&painter.sampler, self.source.class, count, columns);
         let images = match batch {
             None => {
                 let mut latents = painter.latents(&picks)?;
                 truncate(&mut latents, self.truncation);
-                painter.paint(&latents)?
+                painter.paint_of(&latents, &labels(count))?
             }
             Some(batch) => {
                 // The last batch is filled up with the images that follow.
@@ -101,16 +115,12 @@ impl Sample {
                 );
                 let mut latents = painter.latents(&filled)?;
                 truncate(&mut latents, self.truncation);
-                let mut images = painter.paint_batches(&latents, batch as usize)?;
+                let mut images = painter.paint_batches(&latents, &labels(whole), batch as usize)?;
                 let shown = images.pixels.len() / whole as usize * count as usize;
                 images.pixels.truncate(shown);
                 images
             }
         };
-        let square = |count: u32| (1..).find(|c| c * c >= count).unwrap_or(1);
-        let columns = self
-            .columns
-            .unwrap_or_else(|| square(batch.unwrap_or(count).min(count)));
         let plain = batch.is_none() && !self.numbers && self.scale.is_none();
         let picture = match plain {
             true => grid(&images, columns, PADDING)?,
@@ -150,6 +160,44 @@ impl Sample {
             "batch": batch,
         });
         Ok(Report { text, object })
+    }
+
+    /// Draws what is drawn all together: points, or images that pass through the levels of a pyramid.
+    fn draw_whole(self, painter: Painter, out: &Path) -> Result<Report, PictureError> {
+        let plain = self.images.is_none()
+            && self.truncation == 1.0
+            && self.statistics == Norms::Running
+            && self.scale.is_none()
+            && !self.numbers;
+        if !plain {
+            let message = "of points, and of a pyramid, --count, --columns, --class and --seed can be chosen: \
+                           leave out --images, --truncation, --statistics, --scale and --numbers";
+            return Err(PictureError::Command(message.to_owned()));
+        }
+        let mut levels = Vec::new();
+        for checkpoint in &self.coarser {
+            let weights = Weights::open(checkpoint, self.source.raw)?;
+            let model = &weights.manifest.model;
+            levels.push(Sampler::new(model, &weights.tensors, Device::Cpu)?);
+        }
+        let columns = self
+            .columns
+            .unwrap_or_else(|| (1..).find(|c| c * c >= self.count).unwrap_or(1));
+        let class = self.source.class;
+        let labels = drawing::labels(&painter.sampler, class, self.count, columns);
+        let (says, checkpoint) = (painter.says(), painter.weights.json());
+        levels.push(painter.sampler);
+        let images = drawing::draw(levels, self.source.seed, &labels)?;
+        write_picture(out, &grid(&images, columns, PADDING)?)?;
+        Ok(Report {
+            text: format!("{}: {} samples of {says}", out.display(), self.count),
+            object: json!({
+                "out": out,
+                "checkpoint": checkpoint,
+                "seed": self.source.seed,
+                "count": self.count,
+            }),
+        })
     }
 
     /// The batch that was asked for, or a replica's in training.

@@ -1,6 +1,7 @@
 //! A checkpoint's generator, ready to draw.
 
 use super::PictureError;
+use super::drawing::check_class;
 use super::picks::{Pick, Picks};
 use crate::checkpoint::{self, Manifest, Store, TensorData};
 use crate::model::Latents;
@@ -24,6 +25,10 @@ pub(super) struct Source {
     /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
     #[arg(long, alias = "no-ema")]
     pub(super) raw: bool,
+    /// Images of this label, by a generator that is told of labels [default: 0; `sample` draws a row of
+    /// each].
+    #[arg(long, value_name = "LABEL")]
+    pub(super) class: Option<u32>,
     /// Print one JSON object.
     #[arg(long)]
     pub(super) json: bool,
@@ -91,8 +96,9 @@ pub(in crate::worker) fn checkpoint_in(folder: &Path) -> Result<PathBuf, Picture
 /// Draws images.
 pub(super) struct Painter {
     pub(super) weights: Weights,
-    sampler: Sampler,
+    pub(super) sampler: Sampler,
     seed: u64,
+    class: Option<u32>,
 }
 
 impl Source {
@@ -101,10 +107,12 @@ impl Source {
         let weights = Weights::open(&self.checkpoint, self.raw)?;
         crate::torch::set_threads(1); // The same picture on any machine of a kind.
         let sampler = Sampler::new(&weights.manifest.model, &weights.tensors, Device::Cpu)?;
+        check_class(&sampler, self.class)?;
         Ok(Painter {
             weights,
             sampler,
             seed: self.seed,
+            class: self.class,
         })
     }
 }
@@ -132,17 +140,51 @@ impl Painter {
 
     /// The images of latents, with running statistics: each depends on its own latent only.
     pub(super) fn paint(&self, latents: &[Vec<f32>]) -> Result<Images, PictureError> {
-        self.images(self.sampler.sample(&listed(latents)?)?)
+        self.paint_of(latents, &self.labels(latents.len()))
     }
 
-    /// The images of latents, with the statistics of their batches, of so many each. The last batch
-    /// must be whole.
+    /// The images of latents for these labels.
+    pub(super) fn paint_of(
+        &self,
+        latents: &[Vec<f32>],
+        labels: &[u32],
+    ) -> Result<Images, PictureError> {
+        self.check_images()?;
+        self.images(self.sampler.sample_of(&listed(latents)?, labels)?)
+    }
+
+    /// The images of latents for these labels, with the statistics of their batches, of so many each.
+    /// The last batch must be whole.
     pub(super) fn paint_batches(
         &self,
         latents: &[Vec<f32>],
+        labels: &[u32],
         batch: usize,
     ) -> Result<Images, PictureError> {
-        self.images(self.sampler.sample_batches(&listed(latents)?, batch)?)
+        self.check_images()?;
+        let latents = listed(latents)?;
+        self.images(self.sampler.sample_batches(&latents, labels, batch)?)
+    }
+
+    /// The label that was asked for, or the first, so often.
+    fn labels(&self, count: usize) -> Vec<u32> {
+        vec![self.class.unwrap_or(0); count]
+    }
+
+    /// Refuses what makes no images of latents alone.
+    fn check_images(&self) -> Result<(), PictureError> {
+        let model = self.sampler.model();
+        let wrong = |message: &str| Err(PictureError::Command(message.to_owned()));
+        if model.has_points() {
+            return wrong("this generator makes points, not images: only `sample` draws those");
+        }
+        if model.pyramid {
+            return wrong(
+                "this generator is a level of a pyramid and refines images: only `sample` draws those, \
+                 with the coarser levels as --coarser",
+            );
+        }
+        Ok(())
     }
 
     fn images(&self, pixels: Vec<u8>) -> Result<Images, PictureError> {

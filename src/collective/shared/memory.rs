@@ -128,7 +128,8 @@ pub(super) use elsewhere::{Offered, create, open};
 #[cfg(target_os = "linux")]
 pub(super) use linux::{Offered, create, open};
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use std::sync::atomic::Ordering;

@@ -21,15 +21,21 @@ use std::io::{self, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
-/// How long a wait stays awake: some chunks' worth of work of a peer that keeps up. Longer waits
-/// leave the core to whoever has something to compute.
+/// How long a wait stays awake at most: about a chunk's worth of work of a peer that keeps up. Longer
+/// waits leave the core to whoever has something to compute.
 const AWAKE: Duration = Duration::from_micros(20);
+
+/// By how much patience grows, at least.
+const GROWTH: Duration = Duration::from_micros(1);
 
 /// The link with one neighbour.
 #[derive(Debug)]
 pub(super) struct Shared {
     writer: Writer,
     reader: Reader,
+    /// How long the next wait for a frame stays awake: less and less with a peer that doesn't keep
+    /// up, for then it is the cores that are short.
+    patience: Duration,
 }
 
 /// Why a frame did not come.
@@ -63,7 +69,9 @@ impl Shared {
         values: &[f32],
     ) -> io::Result<()> {
         let writer = &self.writer;
-        wait(stream, limit, || writer.has_room(), || writer.wait())?;
+        let has_room = || writer.has_room();
+        let mut patience = Duration::ZERO;
+        wait(stream, limit, &mut patience, has_room, || writer.wait())?;
         if self.writer.write(label, values) {
             wake(stream);
         }
@@ -78,8 +86,9 @@ impl Shared {
         label: Label,
         into: &mut [f32],
     ) -> Result<(), Trouble> {
-        let reader = &self.reader;
-        wait(stream, limit, || reader.has_frame(), || reader.wait())?;
+        let (reader, patience) = (&self.reader, &mut self.patience);
+        let has_frame = || reader.has_frame();
+        wait(stream, limit, patience, has_frame, || reader.wait())?;
         if self.reader.read(label, into).map_err(Trouble::Mismatch)? {
             wake(stream);
         }
@@ -91,19 +100,23 @@ impl Shared {
 fn wait(
     stream: &TcpStream,
     limit: &Limit,
+    patience: &mut Duration,
     ready: impl Fn() -> Result<bool, Corrupt>,
     announce: impl Fn(),
 ) -> io::Result<()> {
-    if ready()? {
-        return Ok(());
-    }
-    let awake = Limit::start(AWAKE);
-    while awake.left().is_some() {
-        std::hint::spin_loop();
+    let grown = (*patience * 2 + GROWTH).min(AWAKE);
+    let awake = Limit::start(*patience);
+    loop {
         if ready()? {
+            *patience = grown;
             return Ok(());
         }
+        if awake.left().is_none() {
+            break;
+        }
+        std::hint::spin_loop();
     }
+    *patience /= 4;
     loop {
         announce();
         if ready()? {

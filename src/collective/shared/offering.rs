@@ -12,7 +12,7 @@
 //! process numbers look alike, as they do in containers, proves nothing. Where it can't be done the
 //! frames go on through the connection.
 
-use super::Shared;
+use super::{AWAKE, Shared};
 use super::memory::{self, Memory, Offered};
 use super::ring::{self, Reader, Writer};
 use crate::collective::limit::Limit;
@@ -209,6 +209,7 @@ impl Neighbour<'_> {
         Shared {
             writer: Writer::new(Arc::clone(&memory), to, self.to_it),
             reader: Reader::new(memory, from, self.from_it),
+            patience: AWAKE,
         }
     }
 }
@@ -236,7 +237,8 @@ fn read(memory: &Memory, place: usize) -> Token {
     std::array::from_fn(|index| words[index].load(Ordering::SeqCst))
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::*;
     use crate::collective::conformance::PATIENT;

@@ -215,7 +215,8 @@ fn get(words: &[AtomicU64], values: &mut [f32]) {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
     use super::super::memory;
     use super::*;

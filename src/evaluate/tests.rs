@@ -223,7 +223,10 @@ fn stacked_images_are_told_digit_by_digit() {
     assert_eq!(extractor.features, 3 * 128);
     assert!(extractor.accuracy.unwrap() > 0.7, "{extractor:?}");
     let modes = evaluator.modes().unwrap();
-    assert!((40..=64).contains(&modes), "{modes} of the 64 triples of four digits");
+    assert!(
+        (40..=64).contains(&modes),
+        "{modes} of the 64 triples of four digits"
+    );
     let told = real.scores[&Score::Modes];
     assert!(told > 0.5 * modes as f64, "{told} of {modes}");
     assert!(

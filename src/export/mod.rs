@@ -141,7 +141,10 @@ mod tests {
             };
             Network::frozen(&self.architecture, values, Precision::F32)
                 .unwrap()
-                .forward(Input::from(&self.latents), Statistics::Running(&self.running))
+                .forward(
+                    Input::from(&self.latents),
+                    Statistics::Running(&self.running),
+                )
                 .unwrap()
         }
     }

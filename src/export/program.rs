@@ -128,13 +128,17 @@ impl<'a> Program<'a> {
 /// Refuses generators that take more than latents.
 fn check(architecture: &Architecture) -> Result<(), ExportError> {
     if architecture.classes > 0 {
-        return Err(refused("it takes labels beside latents (model.conditional)"));
+        return Err(refused(
+            "it takes labels beside latents (model.conditional)",
+        ));
     }
     if architecture.coarse > 0 {
         return Err(refused("it refines images (model.pyramid)"));
     }
     if architecture.noise > 0 {
-        return Err(refused("it takes noise beside latents (model.hidden_noise)"));
+        return Err(refused(
+            "it takes noise beside latents (model.hidden_noise)",
+        ));
     }
     Ok(())
 }

@@ -6,8 +6,8 @@
 use super::chart::{Axis, BLUE, Form, GREY, Page, Panel, Series, VERMILION};
 use super::{Drawing, FigureError, Picture, Study};
 use crate::config::{Adam, Objective};
-use crate::density::{Between, Perceptron};
 use crate::data::Mixture;
+use crate::density::{Between, Perceptron};
 use crate::objective;
 use crate::random::{Domain, Key};
 use crate::torch::{Generator, TorchError};

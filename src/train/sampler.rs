@@ -211,7 +211,13 @@ impl Sampler {
     /// [`TrainError::Latents`] for latents of another size, [`TrainError::Labels`] for labels that
     /// are too few or that there aren't, or [`TrainError::Torch`].
     pub fn values(&self, latents: &Latents, labels: &[u32]) -> Result<Vec<f32>, TrainError> {
-        self.in_chunks(None, latents, labels, Statistics::Running(&self.running), self.chunk_len())
+        self.in_chunks(
+            None,
+            latents,
+            labels,
+            Statistics::Running(&self.running),
+            self.chunk_len(),
+        )
     }
 
     fn in_chunks(
@@ -309,7 +315,9 @@ impl Sampler {
             let noise = noise
                 .map(|noise| place(noise, &[batch as i64, -1]))
                 .transpose()?;
-            let coarse = coarse.map(|coarse| self.coarse(coarse, batch)).transpose()?;
+            let coarse = coarse
+                .map(|coarse| self.coarse(coarse, batch))
+                .transpose()?;
             let input = Input {
                 x: &z,
                 labels: Some(&labels),

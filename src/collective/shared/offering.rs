@@ -12,9 +12,9 @@
 //! process numbers look alike, as they do in containers, proves nothing. Where it can't be done the
 //! frames go on through the connection.
 
-use super::{AWAKE, Shared};
 use super::memory::{self, Memory, Offered};
 use super::ring::{self, Reader, Writer};
+use super::{AWAKE, Shared};
 use crate::collective::limit::Limit;
 use crate::collective::socket;
 use crate::ids::Rank;

@@ -54,7 +54,8 @@ pub enum ExportError {
     Torch(#[from] TorchError),
 }
 
-#[cfg(all(test, feature = "torch"))]
+#[cfg(test)]
+#[cfg(feature = "torch")]
 mod tests {
     use super::*;
     use crate::checkpoint::{Kind, TensorData};

@@ -286,7 +286,8 @@ mod dimension {
     }
 }
 
-#[cfg(all(test, feature = "torch"))]
+#[cfg(test)]
+#[cfg(feature = "torch")]
 mod tests {
     use super::super::tests::{Example, near};
     use super::*;

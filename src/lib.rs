@@ -13,6 +13,7 @@
 //! | room | owns |
 //! |---|---|
 //! | [`config`] | the job file: what a job is |
+//! | [`guard`] | PURE: what becomes of a step whose figures are bad |
 //! | [`plan`] | PURE: who reads which samples when |
 //! | [`data`] | sources, packed shards, the loader |
 //! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
@@ -52,6 +53,7 @@ pub mod config;
 pub mod coordinator;
 pub mod data;
 mod faults;
+pub mod guard;
 pub mod ids;
 pub mod membership;
 pub mod model;

@@ -750,7 +750,8 @@ impl Rest {
 
 fn exit_of(finish: &Finish) -> Exit {
     match finish {
-        Finish::Complete | Finish::Stopped => Exit::Done,
+        // To a worker, a job that its guard has stopped is over like any other.
+        Finish::Complete | Finish::Stopped | Finish::Halted(_) => Exit::Done,
         Finish::Left => Exit::Left,
         Finish::Failed(reason) => Exit::Failed(reason.clone()),
     }

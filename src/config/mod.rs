@@ -5,10 +5,12 @@
 //! [`Job`] from there may rely on it. This room knows nothing of tensors, sockets or time.
 
 mod durations;
+mod guard;
 mod load;
 mod state_keys;
 mod validate;
 
+pub use guard::{Guard, Policy};
 pub use load::{ConfigError, Override, load, parse};
 pub use state_keys::{KeyDifference, StateKeys, differences};
 
@@ -33,6 +35,9 @@ pub struct Job {
     /// Adam, for each network.
     #[serde(default)]
     pub optimizer: Optimizer,
+    /// What is done about a run that goes wrong.
+    #[serde(default)]
+    pub guard: Guard,
     /// How many processes share the work.
     #[serde(default)]
     pub workers: Workers,
@@ -477,6 +482,12 @@ macro_rules! spelled {
 }
 
 spelled! {
+    Policy {
+        Off => "off",
+        Warn => "warn",
+        RollBack => "roll-back",
+        Stop => "stop",
+    }
     Objective {
         Minimax => "minimax",
         NonSaturating => "non-saturating",

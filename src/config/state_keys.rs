@@ -55,6 +55,10 @@ impl Job {
         for adam in ["generator", "discriminator"] {
             keys.retain(|key, _| !key.starts_with(&format!("optimizer.{adam}.")));
         }
+        if self.guard == super::Guard::default() {
+            // States from before there was a guard can be gone on from.
+            keys.retain(|key, _| !key.starts_with("guard."));
+        }
         keys.retain(|key, _| !FREE_KEYS.contains(&key.as_str()) && !is_free_section(key));
         for (network, adam) in [
             ("generator", self.optimizer.generator()),
@@ -154,6 +158,11 @@ mod tests {
             "optimizer.learning_rate=0.1",
             "optimizer.generator.beta1=0.1",
             "workers.threads=2",
+            "guard.nonfinite=off",
+            "guard.nonfinite_steps=3",
+            "guard.collapsed=warn",
+            "guard.overpowered_loss=0.1",
+            "guard.rate_factor=0.25",
         ] {
             assert_ne!(read(&[bound]).state_keys(), base, "{bound}");
         }
@@ -166,6 +175,15 @@ mod tests {
             ])
             .state_keys()
         );
+    }
+
+    #[test]
+    fn a_state_from_before_there_was_a_guard_can_be_gone_on_from() {
+        let keys = read(&[]).state_keys();
+        assert!(keys.keys().all(|key| !key.starts_with("guard.")));
+        let keys = read(&["guard.collapsed=warn"]).state_keys();
+        assert_eq!(keys["guard.collapsed"], "warn");
+        assert_eq!(keys["guard.nonfinite"], "stop");
     }
 
     #[test]

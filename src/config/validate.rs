@@ -9,7 +9,7 @@ pub(super) struct Fault {
     pub(super) expected: String,
 }
 
-fn require(
+pub(super) fn require(
     holds: bool,
     key: &'static str,
     value: impl ToString,
@@ -48,6 +48,7 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
     model(job)?;
     train(job)?;
     optimizer(job)?;
+    super::guard::check(job)?;
     workers(job)?;
     require(
         job.checkpoint.keep_last >= 1,

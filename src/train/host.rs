@@ -7,6 +7,8 @@ use super::{StepReport, TrainError, Trainer, now, optimizer};
 use crate::collective::{Collective, Flags};
 use crate::config::Update;
 use crate::data::Batch;
+use crate::faults;
+use crate::guard::Verdict;
 use crate::ids::Step;
 use crate::model::Player;
 use crate::torch;
@@ -56,7 +58,7 @@ impl Trainer {
         self.update(Player::Generator)?;
 
         let mut report = self.report(step)?;
-        self.commit(step)?;
+        self.commit(&mut report)?;
         report.reduce = reduce;
         report.sent_bytes = collective.sent_bytes() - sent;
         report.compute = (now() - started).saturating_sub(reduce);
@@ -76,6 +78,7 @@ impl Trainer {
         spent: &mut Duration,
     ) -> Result<(), TrainError> {
         let mut hosted = slices(&mut self.hosted.discriminator_vectors)?;
+        faults::poison(self.state.step, self.hosted.replicas.start, &mut hosted);
         let mean = self.discriminator_mean.host().as_mut_slice()?;
         reduce(self.state.step, collective, &mut hosted, mean, spent)?;
         Ok(self.discriminator_mean.arrive()?)
@@ -98,20 +101,19 @@ impl Trainer {
 
     /// Makes a network's next parameters and moments from its mean gradient.
     fn update(&mut self, player: Player) -> Result<(), TrainError> {
-        let (from, to, mean, gradients, settings) = match player {
+        let settings = self.adam(player);
+        let (from, to, mean, gradients) = match player {
             Player::Generator => (
                 &self.state.generator,
                 &mut self.next_generator,
                 &mut self.generator_mean,
                 &self.game.generator_layout.gradients,
-                self.job.optimizer.generator(),
             ),
             Player::Discriminator => (
                 &self.state.discriminator,
                 &mut self.next_discriminator,
                 &mut self.discriminator_mean,
                 &self.game.discriminator_layout.gradients,
-                self.job.optimizer.discriminator(),
             ),
         };
         let gradient =
@@ -135,6 +137,9 @@ impl Trainer {
         let of_g = self.generator_mean.host().as_slice()?;
         let (grad_norm_d, nonfinite_d) = optimizer::measure(&of_d[d.gradients.clone()]);
         let (grad_norm_g, nonfinite_g) = optimizer::measure(&of_g[g.gradients.clone()]);
+        // What else becomes part of the state.
+        let (_, nonfinite_s) = optimizer::measure(&of_d[d.gradients.end..d.loss]);
+        let (_, nonfinite_t) = optimizer::measure(&of_g[g.gradients.end..g.loss]);
         Ok(StepReport {
             step,
             flags: g.flags(of_g),
@@ -144,7 +149,12 @@ impl Trainer {
             d_fake: f64::from(of_d[d.belief_fake]),
             grad_norm_d,
             grad_norm_g,
-            nonfinite: nonfinite_d + nonfinite_g,
+            nonfinite: nonfinite_d + nonfinite_g + nonfinite_s + nonfinite_t,
+            diversity: match of_d[d.diversity.clone()] {
+                [real, fake] => Some(f64::from(fake) / f64::from(real)),
+                _ => None,
+            },
+            verdict: Verdict::Keep,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
             sent_bytes: 0,

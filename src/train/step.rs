@@ -116,7 +116,10 @@ impl Game {
         let discriminator = Architecture::discriminator(model).ordered(order);
         let side = i64::from(model.image_size);
         Self {
-            discriminator_layout: DiscriminatorLayout::new(&discriminator),
+            discriminator_layout: DiscriminatorLayout::new(
+                &discriminator,
+                job.guard.watches_diversity(),
+            ),
             generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
             generator,
             discriminator,
@@ -157,6 +160,7 @@ impl Game {
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), false, false)?;
 
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        self.write_diversity(&vectors.discriminator, [&x, &fake])?;
         Ok(Fakes {
             images: fake,
             leaves: generator.into_leaves(),
@@ -203,6 +207,7 @@ impl Game {
 
         part(&vectors.discriminator, &self.discriminator_layout.fake)?.f_copy_(&look)?;
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        self.write_diversity(&vectors.discriminator, [&x, &fake])?;
         Ok(Answer {
             cost: j_g,
             leaves: generator.into_leaves(),
@@ -320,6 +325,17 @@ impl Game {
         for (place, logits) in [(to.belief_real, on_real), (to.belief_fake, on_fake)] {
             let belief = logits.f_detach()?.f_sigmoid()?.f_mean(Kind::Float)?;
             write_scalar(vector, place, &belief)?;
+        }
+        Ok(())
+    }
+
+    /// How much the images of each batch differ from each other: a pixel's standard deviation over
+    /// the batch, in the mean over channels and pixels.
+    fn write_diversity(&self, vector: &Tensor, images: [&Tensor; 2]) -> Result<(), TorchError> {
+        for (place, images) in self.discriminator_layout.diversity.clone().zip(images) {
+            let images = images.f_detach()?.f_to_kind(Kind::Float)?;
+            let deviation = images.f_std_dim(&[0i64][..], false, false)?;
+            write_scalar(vector, place, &deviation.f_mean(Kind::Float)?)?;
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 /// A rank whose reductions are queued as on a device: a mean is there when it is joined, and holds
 /// garbage before. `fails_at` is the number of the settling, counted from 1, that fails after all was
 /// done, as when a peer died meanwhile; the means are garbage then.
-struct Queued<C> {
+pub(super) struct Queued<C> {
     rank: C,
     queue: VecDeque<(Vec<Tensor>, Tensor)>,
     joined: Vec<Tensor>,
@@ -18,7 +18,7 @@ struct Queued<C> {
     started: u32,
 }
 
-fn queued<C: Collective>(rank: C) -> Queued<C> {
+pub(super) fn queued<C: Collective>(rank: C) -> Queued<C> {
     Queued {
         rank,
         queue: VecDeque::new(),

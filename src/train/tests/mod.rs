@@ -4,6 +4,7 @@ mod ahead;
 mod copying;
 mod exactness;
 mod faults;
+mod guard;
 mod precision;
 mod step;
 
@@ -12,8 +13,9 @@ use super::step::{Vectors, Weights};
 use super::*;
 use crate::checkpoint::TensorData;
 use crate::collective::{CollectiveError, InProcess};
-use crate::config::{Objective, parse};
+use crate::config::{Objective, Update, parse};
 use crate::ids::{Epoch, Generation, Rank, ReplicaId};
+use crate::model::Player;
 use crate::objective;
 use crate::random::{Domain, Key};
 use crate::torch::TorchError;

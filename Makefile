@@ -10,7 +10,7 @@ GOLDENS := $(wildcard tests/golden*/*.py)
 unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBTORCH_CXX11_ABI
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench soak bench-compare gpu-check goldens clean-demo
+.PHONY: help setup demo test lint bench soak bench-compare gpu-check export-check goldens clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,10 @@ gpu-check: export GAN_CUDA = 1
 gpu-check: setup ## all that needs a GPU, row by row, on this machine (OPTIONS="--rows devices,nccl")
 	$(CARGO) build --release --locked
 	python=$$(benches/compare/python.sh) && PYTHON=$$python deploy/gpu-check.sh $(OPTIONS)
+
+export-check: setup ## load exported generators in PyTorch, TorchScript and onnxruntime, and compare
+	$(CARGO) build --release --locked
+	python=$$(tests/exports/python.sh) && "$$python" tests/exports/check.py
 
 goldens: ## compute the golden files that tests compare with, anew, with PyTorch
 	@test -n "$(GOLDENS)" || { echo "no script makes goldens: tests/golden*/*.py" >&2; exit 1; }

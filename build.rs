@@ -34,7 +34,13 @@ fn protocol() -> Result<(), Box<dyn Error>> {
 /// writes where that libtorch lies into the binaries, so that they run without LD_LIBRARY_PATH.
 #[cfg(feature = "torch")]
 fn shim() -> Result<(), Box<dyn Error>> {
-    for file in ["shim.cpp", "streams.cpp", "convolution.cpp", "guarded.h"] {
+    for file in [
+        "shim.cpp",
+        "streams.cpp",
+        "convolution.cpp",
+        "script.cpp",
+        "guarded.h",
+    ] {
         println!("cargo:rerun-if-changed=src/torch/{file}");
     }
     let lib = std::env::var("DEP_TCH_LIBTORCH_LIB")?;
@@ -45,6 +51,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
         .file("src/torch/shim.cpp")
         .file("src/torch/streams.cpp")
         .file("src/torch/convolution.cpp")
+        .file("src/torch/script.cpp")
         .compile("ganglion_shim");
     println!("cargo:rustc-link-search=native={lib}");
     // A binary that was copied beside a `lib` folder finds its libtorch there first.

@@ -28,7 +28,9 @@
 //! | `torch` | what tch lacks: a C++ shim and its safe face; streams; CUDA graphs, a plug-in |
 //! | [`checkpoint`] | the state on disk: whole or invisible, verified when read |
 //! | [`certificate`] | `result.json`: what a complete job has computed, for others to compute again |
-//! | [`sample`] | grids of images |
+//! | [`sample`] | pictures: grids, sheets with captions, films; the geometry of latents |
+//! | [`export`] | a generator as safetensors, TorchScript, ONNX |
+//! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
 //! | [`telemetry`] | logs, metrics, records, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
@@ -52,6 +54,9 @@ pub mod command;
 pub mod config;
 pub mod coordinator;
 pub mod data;
+#[cfg(feature = "torch")]
+pub mod evaluate;
+pub mod export;
 mod faults;
 pub mod guard;
 pub mod ids;

@@ -17,12 +17,18 @@ pub enum Domain {
     Latents,
     /// Latents of sample grids: seed.
     Samples,
+    /// Small moves around a latent: seed.
+    Moves,
+    /// Training images that others are compared with: seed.
+    References,
     /// The order of the samples when a data set is packed.
     Packing,
     /// The order of the shards and the tail of an epoch: seed, epoch.
     Epoch,
     /// The order of the samples in a span: seed, epoch, shard.
     Span,
+    /// Whatever an evaluation draws: seed, what for, and numbers of its own.
+    Evaluation,
 }
 
 impl Domain {
@@ -31,9 +37,12 @@ impl Domain {
             Domain::Weights => b"weights",
             Domain::Latents => b"latents",
             Domain::Samples => b"samples",
+            Domain::Moves => b"moves",
+            Domain::References => b"references",
             Domain::Packing => b"packing",
             Domain::Epoch => b"epoch",
             Domain::Span => b"span",
+            Domain::Evaluation => b"evaluation",
         }
     }
 }

@@ -16,7 +16,9 @@ pub(super) trait Disk: Debug + Send + Sync {
     fn write(&self, path: &Path, content: &[u8]) -> io::Result<()>;
     /// When it returns, the names in a folder are on the disk.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
-    /// Renames; a folder that has content is not replaced.
+    /// Creates a symbolic link to `target` that isn't there.
+    fn link(&self, target: &Path, path: &Path) -> io::Result<()>;
+    /// Renames; a folder that has content is not replaced, a link is.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> io::Result<()>;
@@ -45,6 +47,10 @@ impl Disk for FileSystem {
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
+    }
+
+    fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
+        std::os::unix::fs::symlink(target, path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use super::CheckpointError;
 use super::state::sha256;
-use crate::config::{Model, StateKeys};
+use crate::config::{Data, Model, StateKeys};
 use crate::ids::{Epoch, Generation, Step};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -38,6 +38,9 @@ pub struct Manifest {
     pub digest: String,
     /// Identity of the packed data.
     pub data_digest: String,
+    /// Where the data was, and how it was packed. Checkpoints of earlier versions don't say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<Data>,
     /// The job's keys that the state depends on.
     pub state_keys: StateKeys,
     /// The shape of the networks, for whoever loads them without the job file.
@@ -79,6 +82,8 @@ pub struct Description {
     pub generation: Generation,
     /// Identity of the packed data.
     pub data_digest: String,
+    /// Where the data is, and how it is packed.
+    pub data: Data,
     /// The job's keys that the state depends on: [`crate::config::Job::state_keys`].
     pub state_keys: StateKeys,
     /// The shape of the networks.
@@ -115,6 +120,7 @@ impl Manifest {
             generation: about.generation,
             digest,
             data_digest: about.data_digest,
+            data: Some(about.data),
             state_keys: about.state_keys,
             model: about.model,
             ema: about.ema,
@@ -241,6 +247,7 @@ pub(super) mod tests {
             generation: Generation(5),
             data_digest: "d".repeat(64),
             state_keys: job.state_keys(),
+            data: job.data,
             model: job.model,
             ema: false,
             software: BTreeMap::from([("ganglion".to_owned(), "0.1.0".to_owned())]),

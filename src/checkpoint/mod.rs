@@ -19,7 +19,7 @@ mod temporary;
 
 pub use manifest::{Description, FORMAT, FileInfo, Manifest, read_manifest};
 pub use reading::{read, read_file};
-pub use state::{Kind, Snapshot, TensorData, digest};
+pub use state::{Kind, Snapshot, TensorData, digest, encode};
 pub use store::{Store, Stored};
 
 use crate::ids::{Generation, Step};

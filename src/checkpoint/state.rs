@@ -179,8 +179,12 @@ pub(super) fn check(snapshot: &Snapshot) -> Result<(), CheckpointError> {
     Ok(())
 }
 
-/// A safetensors file of `tensors`. The same tensors give the same bytes, in any order.
-pub(super) fn encode(file: &str, tensors: &[TensorData]) -> Result<Vec<u8>, CheckpointError> {
+/// A safetensors file of `tensors`. The same tensors give the same bytes, in any order. `file` is for
+/// messages.
+///
+/// # Errors
+/// [`CheckpointError::State`] for tensors that no such file holds.
+pub fn encode(file: &str, tensors: &[TensorData]) -> Result<Vec<u8>, CheckpointError> {
     // PyTorch's tools look for this entry. It is the only one: more would come in a hash map's order.
     let about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let named = tensors.iter().map(|tensor| (tensor.name.as_str(), tensor));

@@ -36,6 +36,9 @@ pub struct Stored {
     pub manifest: Manifest,
 }
 
+/// The link to the checkpoint that fared best.
+const BEST: &str = "best";
+
 /// Tries to write a checkpoint and to give it its name, when other writers come and go there.
 const ATTEMPTS: u32 = 5;
 
@@ -194,8 +197,42 @@ impl Store {
         Ok(None)
     }
 
-    /// Removes all checkpoints but the newest `keep_last` and those whose step is a multiple of
-    /// `keep_every` (0: no such), and says which went. One that is half removed is not in sight.
+    /// The step of the checkpoint that `best` leads to, if it leads to one.
+    pub fn best(&self) -> Option<Step> {
+        let target = fs::read_link(self.dir.join(BEST)).ok()?;
+        let step = step_of(target.to_str()?)?;
+        self.path(step)
+            .join(manifest::FILE)
+            .is_file()
+            .then_some(step)
+    }
+
+    /// Has `best`, a link beside the checkpoints, lead to that of `step`. It leads to the one before
+    /// or to this one, whatever happens meanwhile.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Superseded`] if a newer generation has written here; [`CheckpointError::Io`]
+    /// from the disk.
+    pub fn name_best(&self, step: Step, generation: Generation) -> Result<(), CheckpointError> {
+        let link = self.dir.join(BEST);
+        if self.best() == Some(step) {
+            return Ok(());
+        }
+        self.check_newest(generation, &link)?;
+        let temporary = Temporary::new(&self.dir, step, generation, BEST);
+        self.disk
+            .link(Path::new(&folder_name(step)), temporary.path())
+            .map_err(|error| CheckpointError::io("link", temporary.path(), error))?;
+        if let Err(error) = self.disk.rename(temporary.path(), &link) {
+            self.clear(temporary.path());
+            return Err(CheckpointError::io("rename to it", &link, error));
+        }
+        self.sync(&self.dir)
+    }
+
+    /// Removes all checkpoints but the newest `keep_last`, those whose step is a multiple of
+    /// `keep_every` (0: no such), and those that are `spared`, and says which went. One that is half
+    /// removed is not in sight.
     ///
     /// `newest` is the caller's own newest, and `generation` the one that it writes for: what is
     /// newer than that is not the caller's to judge, and stays. `newest` always stays. What another
@@ -209,12 +246,14 @@ impl Store {
         keep_last: u32,
         keep_every: u64,
         newest: Step,
+        spared: &[Step],
         generation: Generation,
     ) -> Result<Vec<Step>, CheckpointError> {
         let mut found = self.list()?;
         found.retain(|(step, _)| *step <= newest);
         found.truncate(found.len().saturating_sub(keep_last.max(1) as usize));
         found.retain(|(step, _)| keep_every == 0 || !step.0.is_multiple_of(keep_every));
+        found.retain(|(step, _)| !spared.contains(step));
         // Nothing to remove, nothing to ask.
         if let Some((_, path)) = found.first() {
             self.check_newest(generation, path)?;
@@ -393,9 +432,11 @@ impl Store {
         }
     }
 
-    /// Removes a temporary folder, as far as it goes.
+    /// Removes a temporary folder, as far as it goes; or a temporary link, and not what it leads to.
     fn clear(&self, temporary: &Path) {
+        let is_link = fs::symlink_metadata(temporary).is_ok_and(|found| found.is_symlink());
         let cleared = match fs::read_dir(temporary) {
+            _ if is_link => self.disk.remove_file(temporary),
             Ok(mut entries) => entries
                 .try_for_each(|entry| self.disk.remove_file(&entry?.path()))
                 .and_then(|()| self.disk.remove_folder(temporary)),

@@ -45,6 +45,9 @@ impl Disk for Interrupted {
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         self.step().sync_folder(path)
     }
+    fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
+        self.step().link(target, path)
+    }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step().rename(from, to)
     }
@@ -149,11 +152,11 @@ fn a_superseded_writer_replaces_and_removes_nothing() {
             );
         };
         superseded(store.write(&tiny(2), &of(5)).unwrap_err());
-        superseded(store.retain(1, 0, Step(2), Generation(5)).unwrap_err());
+        superseded(store.retain(1, 0, Step(2), &[], Generation(5)).unwrap_err());
         assert_eq!(entries(store.dir()), before);
         // What is there already is as good as written, and nothing to remove is no reason to ask.
         store.write(&tiny(1), &of(5)).unwrap();
-        assert_eq!(store.retain(9, 0, Step(2), Generation(5)).unwrap(), []);
+        assert_eq!(store.retain(9, 0, Step(2), &[], Generation(5)).unwrap(), []);
         assert_eq!(entries(store.dir()), before);
         // The newer one is free to repair it.
         store.write(&tiny(2), &of(6)).unwrap();
@@ -220,7 +223,7 @@ fn a_new_writer_does_not_fail_because_of_an_old_one() {
             |store| {
                 let _ = store.write(&tiny(2), &of(5));
                 let _ = store.write(&tiny(3), &of(5));
-                let _ = store.retain(1, 0, Step(3), Generation(5));
+                let _ = store.retain(1, 0, Step(3), &[], Generation(5));
             },
             |store, came_to| {
                 came_to.unwrap();
@@ -263,18 +266,25 @@ fn writers_of_the_same_state_at_a_time_leave_one_whole_checkpoint() {
 fn retention_leaves_what_is_newer_than_its_own_newest() {
     let dir = folder();
     let store = store(dir.path(), &[10, 20, 30, 40, 50]);
-    let removed = store.retain(1, 0, Step(30), about().generation).unwrap();
+    let removed = store
+        .retain(1, 0, Step(30), &[], about().generation)
+        .unwrap();
     assert_eq!(removed, [10, 20].map(Step));
     assert_eq!(steps(&store), [30, 40, 50]);
-    assert_eq!(store.retain(1, 0, Step(5), about().generation).unwrap(), []);
+    assert_eq!(
+        store
+            .retain(1, 0, Step(5), &[], about().generation)
+            .unwrap(),
+        []
+    );
 }
 
 #[test]
 fn two_retentions_at_a_time_do_not_fail() {
     interrupted_everywhere(
         |dir| store(dir, &[1, 2, 3, 4]),
-        |store| store.retain(1, 0, Step(4), Generation(5)),
-        |store| drop(store.retain(2, 0, Step(4), Generation(5)).unwrap()),
+        |store| store.retain(1, 0, Step(4), &[], Generation(5)),
+        |store| drop(store.retain(2, 0, Step(4), &[], Generation(5)).unwrap()),
         |store, came_to| {
             came_to.unwrap();
             assert_eq!(entries(store.dir()), ["step-00000004"]);

@@ -7,6 +7,8 @@ use super::*;
 use proptest::prelude::*;
 use std::sync::Mutex;
 
+#[path = "store_best_tests.rs"]
+mod best;
 #[path = "store_fencing_tests.rs"]
 mod fencing;
 
@@ -96,6 +98,10 @@ impl Disk for FaultyDisk {
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         self.step("sync", path)?;
         FileSystem.sync_folder(path)
+    }
+    fn link(&self, target: &Path, path: &Path) -> io::Result<()> {
+        self.step("link", path)?;
+        FileSystem.link(target, path)
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step("rename to", to)?;
@@ -355,7 +361,7 @@ fn killed_at_every_operation_retention_leaves_whole_checkpoints() {
     let operations = killed_everywhere(
         |dir| store(dir, &[1, 2, 3, 4]),
         |store| {
-            let done = store.retain(1, 2, Step(4), about().generation).is_ok();
+            let done = store.retain(1, 2, Step(4), &[], about().generation).is_ok();
             assert_whole(store);
             assert!(steps(store).contains(&2) && steps(store).contains(&4));
             done
@@ -420,7 +426,7 @@ fn retention_keeps_the_last_and_the_multiples() {
     let retain = |keep_last, keep_every| {
         let generation = about().generation;
         store
-            .retain(keep_last, keep_every, Step(50), generation)
+            .retain(keep_last, keep_every, Step(50), &[], generation)
             .unwrap()
     };
     assert_eq!(retain(2, 20), [10, 25, 30].map(Step));

@@ -179,15 +179,16 @@ fn absolute(path: &Path) -> PathBuf {
 }
 
 fn root_paths(table: &mut toml::Table, folder: &Path) {
-    root_path(table, "uri", folder);
-    root_path(table, "shard_folder", folder);
+    root_path(table, "data", "uri", folder);
+    root_path(table, "data", "shard_folder", folder);
+    root_path(table, "evaluate", "extractor", folder);
 }
 
-fn root_path(table: &mut toml::Table, key: &str, folder: &Path) {
+fn root_path(table: &mut toml::Table, section: &str, key: &str, folder: &Path) {
     if let Some(toml::Value::String(path)) = table
-        .get_mut("data")
+        .get_mut(section)
         .and_then(toml::Value::as_table_mut)
-        .and_then(|data| data.get_mut(key))
+        .and_then(|section| section.get_mut(key))
     {
         let plain = path.strip_prefix("file://").unwrap_or(path);
         // An empty path would become the folder itself: it is left to be refused.
@@ -308,6 +309,21 @@ mod tests {
                 &["train.epochs = 1099511627777", "1099511627776"],
             ),
             (JOB, &["job.name=a/b"], &["job.name", "letters"]),
+            (
+                JOB,
+                &["evaluate.every_steps=250"],
+                &["evaluate.every_steps = 250", "checkpoint.every_steps (500)"],
+            ),
+            (
+                JOB,
+                &["checkpoint.keep_best=fid"],
+                &["checkpoint.keep_best = \"fid\"", "evaluate.every_steps"],
+            ),
+            (
+                JOB,
+                &["checkpoint.keep_best=is"],
+                &["checkpoint.keep_best", "kl-data"],
+            ),
             (
                 "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\n",
                 &[],

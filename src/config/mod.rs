@@ -5,11 +5,13 @@
 //! [`Job`] from there may rely on it. This room knows nothing of tensors, sockets or time.
 
 mod durations;
+mod evaluate;
 mod guard;
 mod load;
 mod state_keys;
 mod validate;
 
+pub use evaluate::{Evaluate, Score};
 pub use guard::{Guard, Policy};
 pub use load::{ConfigError, Override, load, parse};
 pub use state_keys::{KeyDifference, StateKeys, differences};
@@ -47,6 +49,9 @@ pub struct Job {
     /// When sample grids are drawn.
     #[serde(default)]
     pub sample: Sample,
+    /// When the generator is scored, and how.
+    #[serde(default)]
+    pub evaluate: Evaluate,
     /// How long each wait may last.
     #[serde(default)]
     pub deadlines: Deadlines,
@@ -340,6 +345,12 @@ pub struct Checkpoint {
     pub keep_last: u32,
     /// Those whose step is a multiple of this are kept for ever; 0 means none. Default 0.
     pub keep_every: u64,
+    /// The one with the best score of this name is kept too, and `checkpoints/best` leads to it:
+    /// `"fid"`, `"kid"`, `"precision"`, `"recall"`, `"density"`, `"coverage"`, `"modes"`,
+    /// `"kl-uniform"`, `"kl-data"` or `"high-quality"`. GANs collapse late, so the newest is often
+    /// not the best. Needs `evaluate.every_steps`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_best: Option<Score>,
 }
 
 /// `[sample]`
@@ -379,7 +390,8 @@ pub struct Deadlines {
     /// For a batch from the loader. Default 1m.
     #[serde(with = "durations")]
     pub data: Duration,
-    /// For a checkpoint to be on disk. Default 5m.
+    /// For a checkpoint to be on disk; and, when all steps are done, for the last evaluation. Default
+    /// 5m.
     #[serde(with = "durations")]
     pub checkpoint: Duration,
 }
@@ -441,6 +453,7 @@ impl Default for Checkpoint {
             every_steps: 500,
             keep_last: 3,
             keep_every: 0,
+            keep_best: None,
         }
     }
 }

@@ -92,7 +92,7 @@ const FREE_KEYS: &[&str] = &[
 ];
 
 fn is_free_section(key: &str) -> bool {
-    ["checkpoint.", "sample.", "deadlines."]
+    ["checkpoint.", "sample.", "evaluate.", "deadlines."]
         .iter()
         .any(|section| key.starts_with(section))
 }
@@ -132,6 +132,9 @@ mod tests {
             "train.steps=9",
             "workers.max=3",
             "checkpoint.every_steps=7",
+            "evaluate.samples=7",
+            "evaluate.cores=2",
+            "evaluate.extractor=inception.pt",
             "deadlines.form=1s",
             "job.name=other",
             "data.uri=elsewhere",

@@ -62,7 +62,44 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
         job.sample.grid,
         "1 to 64 images along a side",
     )?;
+    evaluate(job)?;
     deadlines(job)
+}
+
+/// The most samples of an evaluation: enough for any published protocol, and features that fit in
+/// memory.
+const MAX_EVALUATED: u64 = 1 << 20;
+
+fn evaluate(job: &Job) -> Result<(), Fault> {
+    let (evaluate, checkpoint) = (&job.evaluate, &job.checkpoint);
+    let (every, saved) = (evaluate.every_steps, checkpoint.every_steps);
+    require(
+        every == 0 || (saved != 0 && every.is_multiple_of(saved)),
+        "evaluate.every_steps",
+        every,
+        format!(
+            "0 (off) or a multiple of checkpoint.every_steps ({saved}): what is evaluated is a checkpoint"
+        ),
+    )?;
+    require(
+        (2..=MAX_EVALUATED).contains(&evaluate.samples),
+        "evaluate.samples",
+        evaluate.samples,
+        "2 to 1048576",
+    )?;
+    require(
+        (1..=1024).contains(&evaluate.cores),
+        "evaluate.cores",
+        evaluate.cores,
+        "1 to 1024",
+    )?;
+    let best = checkpoint.keep_best.filter(|_| every == 0);
+    require(
+        best.is_none(),
+        "checkpoint.keep_best",
+        best.map_or(String::new(), |score| format!("\"{score}\"")),
+        "none, or evaluations to choose by: set evaluate.every_steps too",
+    )
 }
 
 fn data(job: &Job) -> Result<(), Fault> {

@@ -12,9 +12,9 @@ use super::ledger::{Ledger, LedgerError};
 use super::plans::Plans;
 use super::recording::{label, log_line, recovered, unix_seconds, write};
 use super::sessions::{Outbox, SessionId, Sessions};
-use super::status::Progress;
+use super::status::{Evaluations, Progress};
 use super::wire::{self, Context};
-use crate::config::Guard;
+use crate::config::{Guard, Score};
 use crate::faults::{self, Point};
 use crate::ids::{Generation, Rank, Step, WorkerId};
 use crate::membership::{
@@ -22,6 +22,7 @@ use crate::membership::{
 };
 use crate::proto;
 use crate::telemetry::catalog::{SpanState, WorkerState};
+use crate::telemetry::evaluations;
 use crate::telemetry::metrics::coord;
 use crate::telemetry::records::RecordLog;
 use hmac::{Hmac, KeyInit, Mac};
@@ -124,6 +125,8 @@ pub(super) struct Driver {
     pub(super) shown: Shown,
     /// What the first of the steps that were reported last took to compute, seconds.
     pub(super) compute: f64,
+    /// By which score a checkpoint is the best.
+    pub(super) judged_by: Score,
 }
 
 /// The steps that are reached, and those that the ledger knows of.
@@ -648,7 +651,13 @@ impl Driver {
             // Those that retention has removed are history.
             let run_dir = Path::new(&self.welcome.run_dir);
             checkpoints.retain(|checkpoint| run_dir.join(&checkpoint.path).exists());
-            Some((self.ledger.events(EVENTS_SHOWN)?, checkpoints))
+            // It is for people: a file that can't be read now is read the next time.
+            let evaluations = evaluations::read(run_dir).unwrap_or_default();
+            Some((
+                self.ledger.events(EVENTS_SHOWN)?,
+                checkpoints,
+                Evaluations::of(&evaluations, self.judged_by),
+            ))
         } else {
             None
         };
@@ -665,7 +674,8 @@ impl Driver {
             progress.seconds = self.seconds_before + now.as_secs_f64();
             progress.now = now;
             progress.members = self.machine.members().clone();
-            if let Some((events, checkpoints)) = history {
+            if let Some((events, checkpoints, evaluations)) = history {
+                progress.evaluations = evaluations;
                 progress.events = events;
                 progress.checkpoints = checkpoints;
             }

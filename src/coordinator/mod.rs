@@ -24,7 +24,7 @@ pub use status::{json as status_json, text as status_text};
 
 use crate::certificate::CertificateError;
 use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
-use crate::config::{self, Job};
+use crate::config::{self, Job, Score};
 use crate::data::{DataError, Dataset};
 use crate::ids::{Generation, Step};
 use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Past, Rules};
@@ -63,6 +63,15 @@ pub enum CoordinatorError {
         uri: String,
         /// What is missing.
         source: PlanError,
+    },
+    /// There is nothing to train the evaluations' feature extractor on.
+    #[error(
+        "data.uri = {uri} has no labels, on which evaluations train their feature extractor: name one \
+         that needs none in evaluate.extractor, or set evaluate.every_steps = 0"
+    )]
+    Unlabelled {
+        /// The data.
+        uri: String,
     },
     /// The run directory's ledger can't be used.
     #[error(transparent)]
@@ -148,6 +157,7 @@ impl CoordinatorError {
             self,
             CoordinatorError::Data(_)
                 | CoordinatorError::Plan { .. }
+                | CoordinatorError::Unlabelled { .. }
                 | CoordinatorError::Occupied { .. }
                 | CoordinatorError::OtherJob { .. }
                 | CoordinatorError::NoWholeCheckpoint { .. }
@@ -214,6 +224,12 @@ impl Foundations {
     pub(crate) fn lay(job: &Job) -> Result<Self, CoordinatorError> {
         let mut packing = Packing::new();
         let dataset = Dataset::open(job, &mut |done, total| packing.update(done, total))?;
+        let evaluate = &job.evaluate;
+        let needs_labels = evaluate.every_steps > 0 && evaluate.extractor.is_none();
+        if needs_labels && !dataset.manifest().labels {
+            let uri = job.data.uri.clone();
+            return Err(CoordinatorError::Unlabelled { uri });
+        }
         let (replicas, batch) = (job.train.replicas, job.train.batch);
         let plan = Plan::new(&dataset.shard_sizes(), job.job.seed, replicas, batch);
         let plan = plan.map_err(|source| CoordinatorError::Plan {
@@ -497,6 +513,7 @@ impl Coordinator {
             members: (Generation(0), Bytes::new()),
             shown: Shown::everything(),
             compute: 0.0,
+            judged_by: job.checkpoint.keep_best.unwrap_or(Score::Fid),
         })
     }
 }

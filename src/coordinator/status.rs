@@ -1,9 +1,11 @@
 //! What the job is doing, for people and scripts.
 
 use super::ledger::{EventRecord, time};
+use crate::config::Score;
 use crate::ids::{Generation, Step, WorkerId};
 use crate::membership::{CheckpointRecord, Member, Phase};
 use crate::proto;
+use crate::telemetry::evaluations::{self, Evaluation, Line, figure};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::time::Duration;
@@ -24,6 +26,40 @@ pub(super) struct Progress {
     pub(super) members: BTreeMap<WorkerId, Member>,
     pub(super) events: Vec<EventRecord>,
     pub(super) checkpoints: Vec<CheckpointRecord>,
+    pub(super) evaluations: Evaluations,
+}
+
+/// The evaluations that people ask for.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Evaluations {
+    newest: Option<Evaluation>,
+    best: Option<Evaluation>,
+}
+
+impl Evaluations {
+    /// Of all of a run's. A best one may be of a checkpoint that is gone.
+    pub(super) fn of(lines: &[Line], score: Score) -> Self {
+        let best = evaluations::best(lines, score, |_, _| true);
+        Self {
+            newest: lines.last().map(|line| line.evaluation.clone()),
+            best: best.map(|line| line.evaluation.clone()),
+        }
+    }
+}
+
+fn evaluation(evaluation: &Evaluation) -> proto::EvaluationStatus {
+    let scores = evaluation.scores.iter();
+    let scores = scores.map(|(score, &value)| proto::ScoreStatus {
+        name: score.to_string(),
+        value,
+        floor: evaluation.floor.get(score).copied(),
+    });
+    proto::EvaluationStatus {
+        step: evaluation.step.0,
+        scores: scores.collect(),
+        samples: evaluation.protocol.samples,
+        extractor: evaluation.protocol.extractor.hash.clone(),
+    }
 }
 
 impl Default for Progress {
@@ -40,6 +76,7 @@ impl Default for Progress {
             members: BTreeMap::new(),
             events: Vec::new(),
             checkpoints: Vec::new(),
+            evaluations: Evaluations::default(),
         }
     }
 }
@@ -113,6 +150,8 @@ pub(super) fn message(identity: &Identity, progress: &Progress) -> proto::JobSta
         workers: workers.collect(),
         checkpoints: checkpoints.collect(),
         events: events.collect(),
+        newest_evaluation: progress.evaluations.newest.as_ref().map(evaluation),
+        best_evaluation: progress.evaluations.best.as_ref().map(evaluation),
     }
 }
 
@@ -165,6 +204,22 @@ pub fn text(status: &proto::JobStatus) -> String {
             newest.step, newest.path, newest.digest
         );
     }
+    for (which, evaluation) in [
+        ("newest", &status.newest_evaluation),
+        ("best", &status.best_evaluation),
+    ] {
+        let Some(evaluation) = evaluation else {
+            continue;
+        };
+        let scores = evaluation.scores.iter();
+        let scores = scores.map(|score| format!("{} {}", score.name, figure(score.value)));
+        let _ = writeln!(
+            out,
+            "  {which} evaluation: step {}  {}",
+            evaluation.step,
+            scores.collect::<Vec<_>>().join("  ")
+        );
+    }
     for event in status.events.iter().rev().take(8).rev() {
         let _ = writeln!(
             out,
@@ -202,6 +257,18 @@ pub fn json(status: &proto::JobStatus) -> serde_json::Value {
     let events = status.events.iter().map(
         |e| serde_json::json!({"unix_seconds": e.unix_seconds, "generation": e.generation, "kind": e.kind, "detail": e.detail}),
     );
+    let evaluation = |e: &proto::EvaluationStatus| {
+        let of = |value: fn(&proto::ScoreStatus) -> Option<f64>| {
+            let scores = e.scores.iter();
+            let scores =
+                scores.filter_map(|score| Some((score.name.clone(), value(score)?.into())));
+            scores.collect::<serde_json::Map<String, serde_json::Value>>()
+        };
+        serde_json::json!({
+            "step": e.step, "samples": e.samples, "extractor": e.extractor,
+            "scores": of(|score| Some(score.value)), "floor": of(|score| score.floor),
+        })
+    };
     serde_json::json!({
         "job": status.job,
         "job_id": status.job_id,
@@ -217,12 +284,46 @@ pub fn json(status: &proto::JobStatus) -> serde_json::Value {
         "workers": workers.collect::<Vec<_>>(),
         "checkpoints": checkpoints.collect::<Vec<_>>(),
         "events": events.collect::<Vec<_>>(),
+        "newest_evaluation": status.newest_evaluation.as_ref().map(evaluation),
+        "best_evaluation": status.best_evaluation.as_ref().map(evaluation),
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn people_and_scripts_are_told_the_newest_score_and_the_best() {
+        let lines = [12.5, 7.25, 30.0].into_iter().zip(1..);
+        let lines: Vec<Line> = lines
+            .map(|(fid, step)| crate::telemetry::evaluations::tests::line(step, fid))
+            .collect();
+        let identity = Identity {
+            job: "tiny".to_owned(),
+            job_id: String::new(),
+            total_steps: 9,
+            steps_per_epoch: 3,
+        };
+        let progress = Progress {
+            evaluations: Evaluations::of(&lines, Score::Fid),
+            ..Progress::default()
+        };
+        let status = message(&identity, &progress);
+        let text = text(&status);
+        assert!(
+            text.contains("newest evaluation: step 3  fid 30.00"),
+            "{text}"
+        );
+        assert!(
+            text.contains("best evaluation: step 2  fid 7.250"),
+            "{text}"
+        );
+        let json = json(&status);
+        assert_eq!(json["best_evaluation"]["scores"]["fid"], 7.25);
+        assert_eq!(json["newest_evaluation"]["step"], 3);
+        assert!(json["newest_evaluation"]["floor"]["fid"].is_f64());
+    }
 
     #[test]
     fn people_are_told_when_something_happened_and_in_which_generation() {

@@ -228,6 +228,7 @@ impl Verify {
         (job.workers.min, job.workers.max) = (1, 0);
         (job.sample.every_steps, job.sample.grid) = (0, 1);
         (job.checkpoint.keep_last, job.checkpoint.keep_every) = (u32::MAX, 0);
+        (job.evaluate.every_steps, job.checkpoint.keep_best) = (0, None);
         job.train.epochs = None;
         Ok(job)
     }

@@ -74,6 +74,11 @@ pub(super) fn hear(message: proto::WorkerMessage) -> Result<Heard, Malformed> {
                 Word::CheckpointFailed(generation, step, written.error)
             }
         }
+        FromWorker::Evaluated(evaluated) => Word::Evaluated(
+            Generation(evaluated.generation),
+            Step(evaluated.step),
+            evaluated.summary,
+        ),
         FromWorker::Paused(paused) => {
             Word::Paused(Generation(paused.generation), Step(paused.step))
         }

@@ -189,8 +189,8 @@ impl Dataset {
     }
 }
 
-/// The folder that holds packed data sets.
-fn cache(job: &Job) -> Result<PathBuf, DataError> {
+/// The folder that holds packed data sets, and what else is made from them once.
+pub(crate) fn cache(job: &Job) -> Result<PathBuf, DataError> {
     let base = |variable| {
         std::env::var_os(variable)
             .map(PathBuf::from)

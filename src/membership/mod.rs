@@ -469,6 +469,10 @@ impl Membership {
                 let kind = EventKind::CheckpointFailed;
                 actions.push(Action::Persist(Record::Event(kind, told)));
             }
+            Word::Evaluated(_, step, found) => {
+                let told = Record::Event(EventKind::Evaluated, format!("step {step}: {found}"));
+                actions.push(Action::Persist(told));
+            }
             Word::Paused(_, step) => self.paused(worker, step, now),
             Word::CollectiveFailed(_, step, breakage) => {
                 self.collective_failed(worker, step, breakage, now, actions);

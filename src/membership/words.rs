@@ -123,6 +123,8 @@ pub enum Word {
     CheckpointWritten(Generation, CheckpointRecord),
     /// It could not write a checkpoint.
     CheckpointFailed(Generation, Step, String),
+    /// It has scored a checkpoint: what it found, for people.
+    Evaluated(Generation, Step, String),
     /// It saw the flag of a membership change, and rests at this state.
     Paused(Generation, Step),
     /// Its collective broke; it rests at this state.
@@ -344,6 +346,8 @@ pub enum EventKind {
     RolledBack,
     /// The guard has stopped the job.
     Halted,
+    /// A checkpoint was scored.
+    Evaluated,
     /// The job ended.
     Ended,
 }
@@ -369,6 +373,7 @@ impl fmt::Display for EventKind {
             EventKind::Skipped => "skipped",
             EventKind::RolledBack => "rolled-back",
             EventKind::Halted => "halted",
+            EventKind::Evaluated => "evaluated",
             EventKind::Ended => "ended",
         })
     }
@@ -515,6 +520,7 @@ impl Word {
             | Word::Progress(generation, _)
             | Word::CheckpointWritten(generation, _)
             | Word::CheckpointFailed(generation, ..)
+            | Word::Evaluated(generation, ..)
             | Word::Paused(generation, _)
             | Word::CollectiveFailed(generation, ..)
             | Word::Finished(generation, ..) => Some(*generation),

@@ -1,47 +1,11 @@
 //! Square images side by side on one picture.
 
-use image::{DynamicImage, GrayImage, ImageFormat, Luma, Rgb, RgbImage};
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use super::{Format, SampleError, write_picture};
+use image::{DynamicImage, GrayImage, Luma, Rgb, RgbImage};
+use std::path::Path;
 
 /// Black pixels around each image of a file: what torchvision's `make_grid` has.
 pub const PADDING: u32 = 2;
-
-/// What can go wrong with a grid.
-#[derive(Debug, thiserror::Error)]
-pub enum SampleError {
-    /// The images can't be put on a grid.
-    #[error("can't draw a grid: {detail}")]
-    Images {
-        /// What is wrong with them.
-        detail: String,
-    },
-    /// The file's name promises another format.
-    #[error("{path}: pictures are written as PNG; expected a name that ends in .png", path = path.display())]
-    Name {
-        /// The file that was asked for.
-        path: PathBuf,
-    },
-    /// The picture can't be encoded.
-    #[error("{path}: can't encode the picture: {source}", path = path.display())]
-    Encode {
-        /// The file it was for.
-        path: PathBuf,
-        /// Why not.
-        source: image::ImageError,
-    },
-    /// The disk refused.
-    #[error("{path}: can't {operation}: {source}", path = path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On which file or folder.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-}
 
 /// Square images of one size.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,7 +47,7 @@ impl Images {
     }
 
     /// The value of channel `channel` of image `n` at column `x` and row `y`.
-    fn at(&self, n: u32, channel: u32, x: u32, y: u32) -> u8 {
+    pub(super) fn at(&self, n: u32, channel: u32, x: u32, y: u32) -> u8 {
         let [size, n, channel, x, y] = [self.size, n, channel, x, y].map(|number| number as usize);
         let plane = n * self.channels as usize + channel;
         self.pixels[(plane * size + y) * size + x]
@@ -144,65 +108,14 @@ pub fn grid(images: &Images, columns: u32, padding: u32) -> Result<DynamicImage,
 /// [`SampleError`]; no file is left behind then. Its folder, which is created if it isn't there,
 /// stays.
 pub fn write_png(path: &Path, images: &Images, columns: u32) -> Result<(), SampleError> {
-    let png = |extension: &std::ffi::OsStr| extension.eq_ignore_ascii_case("png");
-    if !path.extension().is_some_and(png) {
-        return Err(SampleError::Name {
-            path: path.to_owned(),
-        });
-    }
-    let picture = grid(images, columns, PADDING)?;
-    let failed = |operation, path: &Path| {
-        let path = path.to_owned();
-        move |source| SampleError::Io {
-            operation,
-            path,
-            source,
-        }
-    };
-    let Some(name) = path.file_name() else {
-        return Err(failed("write", path)(io::ErrorKind::InvalidInput.into()));
-    };
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(failed("create", folder))?;
-    }
-    let mut temporary = std::ffi::OsString::from(".tmp-");
-    temporary.push(name);
-    temporary.push(format!("-{}", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-
-    let written = encode(&picture, path, &temporary)
-        .and_then(|()| fs::rename(&temporary, path).map_err(failed("rename to it", path)));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn encode(picture: &DynamicImage, path: &Path, temporary: &Path) -> Result<(), SampleError> {
-    let failed = |source| SampleError::Io {
-        operation: "write",
-        path: temporary.to_owned(),
-        source,
-    };
-    let mut bytes = io::Cursor::new(Vec::new());
-    picture
-        .write_to(&mut bytes, ImageFormat::Png)
-        .map_err(|source| SampleError::Encode {
-            path: path.to_owned(),
-            source,
-        })?;
-    let mut file = BufWriter::new(File::create(temporary).map_err(failed)?);
-    file.write_all(bytes.get_ref()).map_err(failed)?;
-    let file = file
-        .into_inner()
-        .map_err(|error| failed(error.into_error()))?;
-    file.sync_all().map_err(failed)
+    Format::expect(path, &[Format::Png])?;
+    write_picture(path, &grid(images, columns, PADDING)?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     /// `n` images whose every pixel has another value than its neighbours.
     fn images(n: u32, channels: u32, size: u32) -> Images {

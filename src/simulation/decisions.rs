@@ -53,6 +53,7 @@ impl World {
             | Word::Heartbeat(generation, ..)
             | Word::CheckpointWritten(generation, _)
             | Word::CheckpointFailed(generation, ..)
+            | Word::Evaluated(generation, ..)
             | Word::Paused(generation, _)
             | Word::CollectiveFailed(generation, ..)
             | Word::Finished(generation, ..) => *generation,

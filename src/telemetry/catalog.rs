@@ -201,6 +201,24 @@ label! {
     }
 }
 
+/// The label of a score: as [`crate::config::Score`] spells them.
+pub const SCORE: Label = Label {
+    name: "score",
+    values: &[
+        "fid",
+        "kid",
+        "kid-deviation",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "modes",
+        "kl-uniform",
+        "kl-data",
+        "high-quality",
+    ],
+};
+
 /// Parts of a millisecond, for a reduction between GPUs of one machine, to the default deadline
 /// of a reduction.
 const STEP_SECONDS: &[f64] = &[
@@ -214,6 +232,11 @@ const RECOVERY_SECONDS: &[f64] = &[
 /// From a small state on a local disk to the default deadline of a checkpoint.
 const CHECKPOINT_SECONDS: &[f64] = &[
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+];
+
+/// From some points in a plane to an extractor that is trained first, at the lowest priority.
+const EVALUATION_SECONDS: &[f64] = &[
+    0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0,
 ];
 
 const COORDINATOR: &[Role] = &[Role::Coordinator];
@@ -296,6 +319,19 @@ metrics! {
         "Size of the last checkpoint that this worker wrote.";
     CHECKPOINT_FAILURES = "gan_checkpoint_failures_total", Kind::Counter, "checkpoints", None, WORKER,
         "Checkpoints that could not be written.";
+    EVALUATE_SCORE = "gan_evaluate_score", NOT_YET, "", Some(SCORE), WORKER,
+        "Scores of the newest evaluation that this worker made.";
+    EVALUATE_STEP = "gan_evaluate_step", NOT_YET, "", None, WORKER,
+        "Step of the checkpoint that this worker evaluated last.";
+    EVALUATE_BEST_STEP = "gan_evaluate_best_step", NOT_YET, "", None, WORKER,
+        "Step of the best checkpoint by `checkpoint.keep_best`.";
+    EVALUATE_DURATION = "gan_evaluate_duration_seconds",
+        Kind::Histogram { buckets: EVALUATION_SECONDS }, "seconds", None, WORKER,
+        "Duration of an evaluation; the first one trains the feature extractor, if nobody has.";
+    EVALUATE_LEFT_OUT = "gan_evaluate_left_out_total", Kind::Counter, "evaluations", None, WORKER,
+        "Evaluations that were due while the one before was still under way.";
+    EVALUATE_FAILURES = "gan_evaluate_failures_total", Kind::Counter, "evaluations", None, WORKER,
+        "Evaluations that failed.";
     BUILD_INFO = "gan_build_info", Kind::Gauge { from: Some(1.0) }, "",
         Some(Label { name: "version", values: &[VERSION] }), &[Role::Coordinator, Role::Worker],
         "Always 1; the label tells the version.";
@@ -350,6 +386,12 @@ mod tests {
         );
     }
 
+    #[test]
+    fn every_score_has_its_label() {
+        let scores = crate::config::Score::ALL.map(|score| score.as_str());
+        assert_eq!(SCORE.values, scores);
+    }
+
     /// Dashboards and alerts hang on these names.
     #[test]
     fn the_names_are_fixed() {
@@ -387,6 +429,12 @@ mod tests {
                 "gan_checkpoint_last_success_timestamp_seconds",
                 "gan_checkpoint_bytes",
                 "gan_checkpoint_failures_total",
+                "gan_evaluate_score{score}",
+                "gan_evaluate_step",
+                "gan_evaluate_best_step",
+                "gan_evaluate_duration_seconds",
+                "gan_evaluate_left_out_total",
+                "gan_evaluate_failures_total",
                 "gan_build_info{version}",
             ]
         );
@@ -415,6 +463,7 @@ mod tests {
                     "gan_worker_",
                     "gan_train_",
                     "gan_checkpoint_",
+                    "gan_evaluate_",
                     "gan_build_info",
                 ],
             ),

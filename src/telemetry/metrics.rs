@@ -296,6 +296,41 @@ pub mod checkpoint {
     }
 }
 
+/// What becomes of evaluations.
+pub mod evaluate {
+    use super::super::catalog::{
+        EVALUATE_BEST_STEP, EVALUATE_DURATION, EVALUATE_FAILURES, EVALUATE_LEFT_OUT,
+        EVALUATE_SCORE, EVALUATE_STEP,
+    };
+    use super::super::evaluations::Scores;
+    use super::{Duration, count, observe, set};
+    use crate::ids::Step;
+
+    /// The checkpoint of `step` was scored, which took `duration`.
+    pub fn scored(step: Step, scores: &Scores, duration: Duration) {
+        for (score, &value) in scores {
+            set(&EVALUATE_SCORE, Some(score.as_str()), value);
+        }
+        set(&EVALUATE_STEP, None, step.0 as f64);
+        observe(&EVALUATE_DURATION, None, duration);
+    }
+
+    /// The best checkpoint is that of `step`.
+    pub fn best(step: Step) {
+        set(&EVALUATE_BEST_STEP, None, step.0 as f64);
+    }
+
+    /// An evaluation was due while another was under way.
+    pub fn left_out() {
+        count(&EVALUATE_LEFT_OUT, None, 1);
+    }
+
+    /// An evaluation failed.
+    pub fn failed() {
+        count(&EVALUATE_FAILURES, None, 1);
+    }
+}
+
 /// What the coordinator knows of the job.
 pub mod coord {
     use super::super::catalog::{
@@ -336,6 +371,7 @@ pub mod coord {
 mod tests {
     use super::super::catalog::{Cause, RecoveryPhase, SpanState, StepPhase, VERSION, WorkerState};
     use super::*;
+    use crate::config::Score;
     use crate::ids::{Epoch, Generation, Step};
     use std::io::{Read, Write};
 
@@ -369,6 +405,11 @@ mod tests {
         checkpoint::written(Duration::from_secs(1), 1000, 1_700_000_000.5);
         checkpoint::read(Duration::from_secs(1));
         checkpoint::failed();
+        let scores = [(Score::Fid, 12.5), (Score::Modes, 10.0)];
+        evaluate::scored(Step(500), &scores.into(), Duration::from_secs(20));
+        evaluate::best(Step(400));
+        evaluate::left_out();
+        evaluate::failed();
     }
 
     fn work_of_a_coordinator() {
@@ -439,6 +480,13 @@ mod tests {
             "gan_checkpoint_bytes 1000",
             "gan_checkpoint_last_success_timestamp_seconds 1700000000.5",
             "gan_checkpoint_failures_total 1",
+            "gan_evaluate_score{score=\"fid\"} 12.5",
+            "gan_evaluate_score{score=\"modes\"} 10",
+            "gan_evaluate_step 500",
+            "gan_evaluate_best_step 400",
+            "gan_evaluate_duration_seconds_sum 20",
+            "gan_evaluate_left_out_total 1",
+            "gan_evaluate_failures_total 1",
             "gan_coord_workers{state=\"training\"} 4",
             "gan_coord_workers{state=\"waiting\"} 0",
             "gan_coord_generation 3",

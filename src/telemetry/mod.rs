@@ -1,10 +1,11 @@
 //! What a job tells people and machines about itself while it runs: logs, metrics, a progress bar,
-//! and the record of every step.
+//! and the records of every step and every evaluation.
 //!
 //! This room owns every metric's name and every line's format. It measures nothing and decides
 //! nothing: figures and times come in as arguments.
 
 pub mod catalog;
+pub mod evaluations;
 pub mod logging;
 pub mod metrics;
 pub mod progress;

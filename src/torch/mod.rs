@@ -1,5 +1,5 @@
-//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`) and its safe face; and
-//! CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where libtorch has CUDA.
+//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`, `script.cpp`) and its safe
+//! face; and CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where libtorch has CUDA.
 //!
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.
@@ -11,6 +11,7 @@ mod generator;
 mod graphs;
 mod host;
 mod memory;
+mod script;
 mod stream;
 mod sys;
 
@@ -24,6 +25,7 @@ pub use generator::Generator;
 pub use graphs::{Graph, GraphPool, graphs_available};
 pub use host::{HostVector, write};
 pub use memory::peak_memory;
+pub use script::{Script, ScriptTensor};
 pub use stream::{Event, Stream, StreamGuard, copy_async, pin_memory};
 
 use std::ffi::{CStr, c_char, c_int};
@@ -82,6 +84,13 @@ pub fn set_threads(threads: u32) {
     // does the same, so that it happens before the setting and not after.
     tch::get_num_threads();
     tch::set_num_threads(i32::try_from(threads.max(1)).unwrap_or(i32::MAX));
+}
+
+/// Gives the calling thread, and those that it starts from now on, the lowest priority: they compute
+/// when nobody else wants to. There is no way back.
+pub fn lower_priority() {
+    // SAFETY: no arguments; it concerns the calling thread alone.
+    unsafe { sys::gan_lower_priority() }
 }
 
 /// `tensor` with its channels innermost in memory; a shallow copy if it is so already.

@@ -23,6 +23,9 @@
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif
+#if defined(__linux__)
+#include <sys/resource.h>
+#endif
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -65,6 +68,14 @@ void gan_keep_memory() {
   mallopt(M_ARENA_MAX, 1);
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
+}
+
+// The calling thread, and those that it starts from now on, run when nobody else wants to. Linux has
+// a priority a thread; elsewhere this would be the whole process's, and nothing is done.
+void gan_lower_priority() {
+#if defined(__linux__)
+  setpriority(PRIO_PROCESS, 0, 19);
 #endif
 }
 

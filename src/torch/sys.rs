@@ -7,6 +7,7 @@ unsafe extern "C" {
     pub(super) fn gan_last_error() -> *const c_char;
     pub(super) fn gan_set_rules(deterministic: c_int, tf32: c_int) -> c_int;
     pub(super) fn gan_keep_memory();
+    pub(super) fn gan_lower_priority();
     pub(super) fn gan_convolve_by_product(
         x: *const C_tensor,
         weight: *const C_tensor,
@@ -72,4 +73,19 @@ unsafe extern "C" {
     ) -> c_int;
     pub(super) fn gan_copy_async(into: *const C_tensor, from: *const C_tensor) -> c_int;
     pub(super) fn gan_pin_memory(tensor: *const C_tensor, out: *mut *mut C_tensor) -> c_int;
+}
+
+// script.cpp
+unsafe extern "C" {
+    pub(super) fn gan_script(
+        name: *const c_char,
+        source: *const c_char,
+        names: *const *const c_char,
+        tensors: *const *const C_tensor,
+        buffers: *const c_int,
+        count: usize,
+    ) -> *mut c_void;
+    pub(super) fn gan_script_bytes(script: *mut c_void) -> *const c_char;
+    pub(super) fn gan_script_length(script: *mut c_void) -> usize;
+    pub(super) fn gan_script_free(script: *mut c_void);
 }

@@ -69,8 +69,33 @@ impl Sampler {
     /// # Errors
     /// As [`sample`](Self::sample).
     pub fn draw(&self, seed: u64, count: usize) -> Result<Vec<u8>, TrainError> {
-        let key = Key::new(Domain::Samples, &[seed]);
+        self.sample(&self.latents(seed, count)?)
+    }
+
+    /// Draws `count` images from this key.
+    ///
+    /// # Shapes
+    /// `[count, c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn draw_from(&self, key: Key, count: usize) -> Result<Vec<u8>, TrainError> {
         self.sample(&Latents::draw(key, count, self.latent)?)
+    }
+
+    /// The first `count` latents of the seed's own. The n-th is the same however many are drawn.
+    ///
+    /// # Errors
+    /// [`TrainError::Torch`].
+    pub fn latents(&self, seed: u64, count: usize) -> Result<Latents, TrainError> {
+        let key = Key::new(Domain::Samples, &[seed]);
+        // libtorch draws by sixteen numbers, and its last ones overlap unless it comes out even.
+        let even = Latents::draw(key, count.next_multiple_of(16), self.latent)?;
+        let values = even.values()[..count * self.latent].to_vec();
+        Latents::new(self.latent, values).ok_or(TrainError::Latents {
+            found: 0,
+            expected: self.latent,
+        })
     }
 
     /// The images of these latents.
@@ -81,6 +106,29 @@ impl Sampler {
     /// # Errors
     /// [`TrainError::Latents`] for latents of another size, or [`TrainError::Torch`].
     pub fn sample(&self, latents: &Latents) -> Result<Vec<u8>, TrainError> {
+        self.in_chunks(latents, CHUNK, Statistics::Running(&self.running))
+    }
+
+    /// The images of these latents in batches of `batch`, each with its own statistics, as in
+    /// training: an image depends on its neighbours (the tutorial's figure 21). The last batch has
+    /// what is left.
+    ///
+    /// # Shapes
+    /// `[latents.count(), c, s, s]`, 0 … 255.
+    ///
+    /// # Errors
+    /// As [`sample`](Self::sample).
+    pub fn sample_batches(&self, latents: &Latents, batch: usize) -> Result<Vec<u8>, TrainError> {
+        let computed = self.running.f_zeros_like().map_err(TorchError::from)?;
+        self.in_chunks(latents, batch.max(1), Statistics::Batch(&computed))
+    }
+
+    fn in_chunks(
+        &self,
+        latents: &Latents,
+        chunk: usize,
+        statistics: Statistics<'_>,
+    ) -> Result<Vec<u8>, TrainError> {
         if latents.size() != self.latent {
             return Err(TrainError::Latents {
                 found: latents.size(),
@@ -88,8 +136,12 @@ impl Sampler {
             });
         }
         let mut pixels = Vec::new();
-        for values in latents.values().chunks(CHUNK * self.latent) {
-            let images = self.images(values)?;
+        for values in latents.values().chunks(chunk * self.latent) {
+            let batch = match statistics {
+                Statistics::Running(_) => chunk,
+                Statistics::Batch(_) => values.len() / self.latent,
+            };
+            let images = self.images(values, batch, statistics)?;
             let old = pixels.len();
             pixels.resize(old + images.numel(), 0);
             images
@@ -99,16 +151,21 @@ impl Sampler {
         Ok(pixels)
     }
 
-    /// At most [`CHUNK`] images, as bytes in host memory.
-    fn images(&self, values: &[f32]) -> Result<Tensor, TorchError> {
-        let mut padded = vec![0.0; CHUNK * self.latent];
+    /// The images of these values, filled up to `batch`, as bytes in host memory.
+    fn images(
+        &self,
+        values: &[f32],
+        batch: usize,
+        statistics: Statistics<'_>,
+    ) -> Result<Tensor, TorchError> {
+        let mut padded = vec![0.0; batch * self.latent];
         padded[..values.len()].copy_from_slice(values);
         let z = Tensor::f_from_slice(&padded)?
-            .f_view([CHUNK as i64, self.latent as i64, 1, 1])?
+            .f_view([batch as i64, self.latent as i64, 1, 1])?
             .f_to_device(self.device)?;
         torch::catch("draw images", || {
             let images = Network::frozen(&self.architecture, &self.parameters, Precision::F32)?
-                .forward(&z, Statistics::Running(&self.running))?;
+                .forward(&z, statistics)?;
             Ok(images
                 .f_narrow(0, 0, (values.len() / self.latent) as i64)?
                 .f_add_scalar(1.0)?

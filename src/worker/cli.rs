@@ -2,15 +2,16 @@
 
 use super::bench::Bench;
 use super::devices::Devices;
+use super::export::Export;
+use super::pictures::{Arithmetic, Film, Interpolate, NearestImages, Sample, Truncate};
 use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
-use crate::sample::{self, Images};
+use crate::evaluate::cli::Evaluate;
 use crate::session::Exit;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
 use crate::telemetry::metrics;
-use crate::train::Sampler;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -41,8 +42,29 @@ enum Command {
     },
     /// Draw a grid of images from a checkpoint's generator.
     Sample(Sample),
+    /// Draw what lies between images: a strip, and a film.
+    Interpolate(Interpolate),
+    /// Add latents up and take them away, as in "man with glasses - man + woman".
+    Arithmetic(Arithmetic),
+    /// Draw the same images closer to what all have in common, and farther from it.
+    Truncate(Truncate),
+    /// Draw images and the training images that lie nearest: whether any was learned by heart.
+    Nearest(NearestImages),
+    /// Make a film of a run's sample grids.
+    Film(Film),
+    /// Write a generator as safetensors, TorchScript or ONNX, for other programs.
+    Export(Export),
     /// Print a checkpoint's manifest, after verifying it.
     Inspect(Inspect),
+    /// Score a checkpoint's generator against the data: FID, KID, precision, recall, density,
+    /// coverage, modes.
+    Evaluate {
+        #[command(flatten)]
+        evaluate: Evaluate,
+        /// Where samples are drawn: `cpu`, or `cuda:<index>`.
+        #[arg(long, default_value = "cpu")]
+        device: String,
+    },
     /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
     /// of what the device can do, memory.
     Bench(Bench),
@@ -81,24 +103,6 @@ struct Train {
 }
 
 #[derive(Debug, Args)]
-struct Sample {
-    /// The checkpoint's folder, as in runs/mnist/checkpoints/step-00000500.
-    checkpoint: PathBuf,
-    /// The picture (PNG) to write.
-    #[arg(long)]
-    out: PathBuf,
-    /// How many images.
-    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
-    count: u32,
-    /// Seed of the latents.
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
-    #[arg(long)]
-    no_ema: bool,
-}
-
-#[derive(Debug, Args)]
 struct Inspect {
     /// The checkpoint's folder.
     checkpoint: PathBuf,
@@ -125,7 +129,16 @@ impl Cli {
             Command::Train(train) => train.run(format),
             Command::Devices { json } => devices(json),
             Command::Sample(sample) => sample.run(),
+            Command::Interpolate(interpolate) => interpolate.run(),
+            Command::Arithmetic(arithmetic) => arithmetic.run(),
+            Command::Truncate(truncate) => truncate.run(),
+            Command::Nearest(nearest) => nearest.run(),
+            Command::Film(film) => film.run(),
+            Command::Export(export) => export.run(),
             Command::Inspect(inspect) => inspect.run(),
+            Command::Evaluate { evaluate, device } => {
+                self::device(&device).and_then(|device| evaluate.run(device, cores(None)))
+            }
             Command::Bench(bench) => bench.run(format),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
@@ -228,45 +241,6 @@ fn determined_cublas() -> std::io::Result<()> {
         .env(NAME, ":4096:8")
         .exec();
     Err(again) // `exec` returns only if it fails.
-}
-
-impl Sample {
-    fn run(self) -> Result<ExitCode, Failure> {
-        let manifest = checkpoint::read_manifest(&self.checkpoint).map_err(Failure::failed)?;
-        let averaged = manifest.ema && !self.no_ema;
-        let file = if averaged {
-            "generator_ema"
-        } else {
-            "generator"
-        };
-        let (manifest, tensors) =
-            checkpoint::read_file(&self.checkpoint, file).map_err(Failure::failed)?;
-        crate::torch::set_threads(1); // The same picture on any machine of a kind.
-        let sampler =
-            Sampler::new(&manifest.model, &tensors, tch::Device::Cpu).map_err(Failure::failed)?;
-        let pixels = sampler
-            .draw(self.seed, self.count as usize)
-            .map_err(Failure::failed)?;
-        let columns = (1..).find(|c| c * c >= self.count).unwrap_or(1);
-        let images = Images {
-            channels: manifest.model.channels,
-            size: manifest.model.image_size,
-            pixels,
-        };
-        sample::write_png(&self.out, &images, columns).map_err(Failure::failed)?;
-        let weights = if averaged {
-            "averaged weights"
-        } else {
-            "newest weights"
-        };
-        print(&format!(
-            "{}: {} images of step {}, {weights}, seed {}\n",
-            self.out.display(),
-            self.count,
-            manifest.step,
-            self.seed
-        ))
-    }
 }
 
 impl Inspect {

@@ -77,6 +77,10 @@ impl Worker {
                 self.outbox.checkpoint(*written, self.session.generation());
                 return None;
             }
+            Report::Evaluated(evaluated) => {
+                self.outbox.evaluated(evaluated, self.session.generation());
+                return None;
+            }
             Report::Ready => {
                 let digest = self.training.as_ref().map(|training| &training.data_digest);
                 Event::Prepared(digest.cloned().unwrap_or_default())

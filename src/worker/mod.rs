@@ -4,14 +4,17 @@
 //! (`training`), which never waits for this one between two steps. What is done when is decided
 //! by [`crate::session`]; this loop tells it what happened, and does what it says. `inbox` and
 //! `orders` lead to the training thread, its reports and its `pulse` come from there; `outbox`
-//! leads to the coordinator; `hearing` makes events of what comes in. `transport` chooses what carries
+//! leads to the coordinator; `hearing` makes events of what comes in; `saving` writes checkpoints and
+//! pictures, and `evaluating` scores them, on threads of their own. `transport` chooses what carries
 //! the sums, and `rejoin` is for when that can't be stopped. `devices` and `bench`, which measures
-//! steps, are commands of their own.
+//! steps, are commands of their own; so are `pictures` and `export`, for what was trained.
 
 mod bench;
 pub mod cli;
 mod client;
 mod devices;
+mod evaluating;
+mod export;
 mod failure;
 mod hearing;
 mod history;
@@ -20,6 +23,7 @@ mod inbox;
 mod orders;
 mod outbox;
 mod parts;
+mod pictures;
 mod pulse;
 mod rejoin;
 mod run;

@@ -7,7 +7,7 @@
 
 use crate::ids::{Generation, Step};
 use crate::proto::worker_message::Kind;
-use crate::proto::{CheckpointWritten, Progress, WorkerMessage};
+use crate::proto::{CheckpointWritten, Evaluated, Progress, WorkerMessage};
 use std::collections::VecDeque;
 use tokio::sync::mpsc::Sender;
 use tokio::sync::mpsc::error::TrySendError;
@@ -16,6 +16,8 @@ use tokio::sync::mpsc::error::TrySendError;
 const RECORDS: usize = 4096;
 /// Reports on checkpoints that are kept, at most; the oldest go first.
 const CHECKPOINTS: usize = 64;
+/// Reports on evaluations that are kept, at most; the oldest go first.
+const EVALUATIONS: usize = 64;
 
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
@@ -28,6 +30,8 @@ pub(super) struct Outbox {
     checkpoints: VecDeque<CheckpointWritten>,
     /// The newest checkpoint that this process has written, told or not.
     saved: Option<CheckpointWritten>,
+    /// Reports on evaluations that are not told.
+    evaluations: VecDeque<Evaluated>,
     stuck: bool,
 }
 
@@ -106,6 +110,24 @@ impl Outbox {
         }
     }
 
+    /// As [`Outbox::checkpoint`]. What a coordinator took with it is in `evaluations.jsonl`.
+    pub(super) fn evaluated(&mut self, evaluated: Evaluated, present: Generation) {
+        if self.evaluations.len() == EVALUATIONS {
+            self.evaluations.pop_front();
+        }
+        self.evaluations.push_back(evaluated);
+        if self.admitted {
+            self.tell_evaluations(present);
+        }
+    }
+
+    fn tell_evaluations(&mut self, present: Generation) {
+        for mut evaluated in std::mem::take(&mut self.evaluations) {
+            evaluated.generation = present.0;
+            self.say(Kind::Evaluated(evaluated));
+        }
+    }
+
     /// The coordinator has let this worker in. If its generation goes on it is told all that it has
     /// missed.
     pub(super) fn admitted(&mut self, resumed: bool, present: Generation) {
@@ -118,11 +140,13 @@ impl Outbox {
             self.say(Kind::Progress(progress));
         }
         self.tell_checkpoints(None, present);
+        self.tell_evaluations(present);
     }
 
     /// This worker takes part in a generation, and `known` is the newest checkpoint on record.
     pub(super) fn seated(&mut self, known: Option<Step>, present: Generation) {
         self.tell_checkpoints(known, present);
+        self.tell_evaluations(present);
     }
 
     fn tell_checkpoints(&mut self, known: Option<Step>, present: Generation) {

@@ -246,6 +246,9 @@ impl Run<'_> {
             self.picture()?;
         }
         self.save_now()?;
+        if let (Some(saver), Finish::Complete) = (&self.saver, &finish) {
+            saver.finish_evaluation();
+        }
         Ok(Ended::Over(finish))
     }
 

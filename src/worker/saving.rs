@@ -5,15 +5,19 @@
 //! and reported, and the last good checkpoint stays.
 
 use super::Enrolment;
+use super::evaluating::{self, Candidate, Evaluating};
 use super::training::Report;
-use crate::checkpoint::{Description, Snapshot, Store};
+use crate::checkpoint::{Description, Manifest, Snapshot, Store};
+use crate::data::Dataset;
 use crate::ids::{Generation, Step};
 use crate::membership::DeviceKind;
 use crate::proto;
 use crate::sample::{self, Images};
+use crate::telemetry::evaluations::SamplesOf;
 use crate::telemetry::metrics;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::UnboundedSender;
@@ -37,10 +41,15 @@ pub(super) struct Saver {
     /// For the checkpoint before.
     patience: Duration,
     reports: UnboundedSender<Report>,
+    /// The job's last step.
+    end: Step,
+    /// If the job is evaluated.
+    evaluating: Option<Evaluating>,
 }
 
 enum Task {
-    Checkpoint(Generation, Box<Snapshot>, Sender<()>),
+    /// Write a state, whether it is the job's last, and say when it is done.
+    Checkpoint(Generation, Box<Snapshot>, bool, Sender<()>),
     Picture(Step, Images, u32),
     /// Answer once all before is written: how the checkpoint of this step fared, if it is the
     /// newest.
@@ -48,15 +57,30 @@ enum Task {
 }
 
 impl Saver {
-    pub(super) fn start(about: About, reports: UnboundedSender<Report>) -> std::io::Result<Self> {
+    pub(super) fn start(
+        about: About,
+        dataset: Arc<Dataset>,
+        reports: UnboundedSender<Report>,
+    ) -> std::io::Result<Self> {
         let (tasks, inbox) = channel();
-        let deadlines = about.enrolment.job.deadlines;
+        let about = Arc::new(about);
+        let job = Arc::clone(&about.enrolment.job);
+        let deadlines = job.deadlines;
+        let evaluating = match job.evaluate.every_steps {
+            0 => None,
+            _ => Some(Evaluating::start(
+                Arc::clone(&about),
+                dataset,
+                reports.clone(),
+            )?),
+        };
         let thread = Writer {
             store: Store::new(about.enrolment.run_dir.join("checkpoints")),
             samples: about.enrolment.run_dir.join("samples"),
             about,
             reports: reports.clone(),
             failed: None,
+            evaluating: evaluating.as_ref().map(Evaluating::shared),
         };
         std::thread::Builder::new()
             .name("saving".to_owned())
@@ -68,7 +92,21 @@ impl Saver {
             deadline: deadlines.checkpoint,
             patience: deadlines.checkpoint.min(deadlines.collective / 4),
             reports,
+            end: Step(u64::MAX),
+            evaluating,
         })
+    }
+
+    /// The job ends at this step.
+    pub(super) fn ends_at(&mut self, end: Step) {
+        self.end = end;
+    }
+
+    /// Waits for the evaluation of the job's last state, but not longer than for a checkpoint.
+    pub(super) fn finish_evaluation(&self) {
+        if let Some(evaluating) = &self.evaluating {
+            evaluating.finish(self.deadline);
+        }
     }
 
     /// The newest state that was handed over in this process.
@@ -95,7 +133,8 @@ impl Saver {
         let (done, pending) = channel();
         self.newest = Some(snapshot.step);
         self.pending = Some(pending);
-        let task = Task::Checkpoint(generation, Box::new(snapshot), done);
+        let last = snapshot.step == self.end;
+        let task = Task::Checkpoint(generation, Box::new(snapshot), last, done);
         // If the thread is gone, `finish` says so.
         let _ = self.tasks.send(task);
     }
@@ -124,22 +163,31 @@ impl Saver {
 }
 
 struct Writer {
-    about: About,
+    about: Arc<About>,
     store: Store,
     samples: PathBuf,
     reports: UnboundedSender<Report>,
     /// The newest checkpoint, if it could not be written, and why.
     failed: Option<(Step, String)>,
+    evaluating: Option<Arc<evaluating::Shared>>,
 }
 
 impl Writer {
     fn run(mut self, tasks: &Receiver<Task>) {
         while let Ok(task) = tasks.recv() {
             match task {
-                Task::Checkpoint(generation, snapshot, done) => {
+                Task::Checkpoint(generation, snapshot, last, done) => {
+                    let step = snapshot.step;
                     let written = self.checkpoint(generation, &snapshot);
-                    self.failed = written.err().map(|why| (snapshot.step, why));
                     let _ = done.send(());
+                    self.failed = match written {
+                        Ok(manifest) => {
+                            self.evaluate(generation, *snapshot, manifest, last);
+                            self.retain(generation, step);
+                            None
+                        }
+                        Err(why) => Some((step, why)),
+                    };
                 }
                 Task::Finish(last, done) => {
                     let failed = self.failed.as_ref().filter(|(step, _)| *step == last);
@@ -159,7 +207,7 @@ impl Writer {
         clippy::disallowed_methods,
         reason = "how long a checkpoint takes, and when it was made, is for people"
     )]
-    fn checkpoint(&self, generation: Generation, snapshot: &Snapshot) -> Result<(), String> {
+    fn checkpoint(&self, generation: Generation, snapshot: &Snapshot) -> Result<Manifest, String> {
         let began = Instant::now();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         let step = snapshot.step;
@@ -184,14 +232,7 @@ impl Writer {
                     error: String::new(),
                 };
                 let _ = self.reports.send(Report::Checkpoint(Box::new(message)));
-                let keep = self.about.enrolment.job.checkpoint;
-                let kept = self
-                    .store
-                    .retain(keep.keep_last, keep.keep_every, step, generation);
-                if let Err(error) = kept {
-                    tracing::warn!("old checkpoints can't be removed: {error}");
-                }
-                Ok(())
+                Ok(manifest)
             }
             Err(error) => {
                 let error = error.to_string();
@@ -201,13 +242,65 @@ impl Writer {
         }
     }
 
+    /// Has the generator scored, if it is due.
+    fn evaluate(&self, generation: Generation, snapshot: Snapshot, written: Manifest, last: bool) {
+        let Some(evaluating) = &self.evaluating else {
+            return;
+        };
+        let every = self.about.enrolment.job.evaluate.every_steps;
+        if !last && !snapshot.step.0.is_multiple_of(every) {
+            return;
+        }
+        let Snapshot { step, mut files } = snapshot;
+        let (samples_of, tensors) = match files.remove("generator_ema") {
+            Some(tensors) => (SamplesOf::Average, tensors),
+            None => {
+                let newest = files.remove("generator").unwrap_or_default();
+                (SamplesOf::Newest, newest)
+            }
+        };
+        let candidate = Candidate {
+            step,
+            digest: written.digest,
+            generation,
+            samples_of,
+            tensors,
+        };
+        evaluating.offer(candidate, last);
+    }
+
+    /// Lets old checkpoints go: not the best, nor one that may turn out to be.
+    fn retain(&self, generation: Generation, newest: Step) {
+        let job = &self.about.enrolment.job;
+        let mut spared = Vec::new();
+        if let Some(score) = job.checkpoint.keep_best {
+            // First those that are undecided: one that is decided meanwhile is in the file by now.
+            let evaluating = self.evaluating.as_ref();
+            spared = evaluating.map_or(Vec::new(), |evaluating| evaluating.undecided());
+            let run_dir = &self.about.enrolment.run_dir;
+            spared.extend(evaluating::name_best(
+                &self.store,
+                run_dir,
+                score,
+                generation,
+            ));
+        }
+        let keep = job.checkpoint;
+        let kept = self
+            .store
+            .retain(keep.keep_last, keep.keep_every, newest, &spared, generation);
+        if let Err(error) = kept {
+            tracing::warn!("old checkpoints can't be removed: {error}");
+        }
+    }
+
     fn description(&self, generation: Generation, step: Step, unix_seconds: f64) -> Description {
         let About {
             enrolment,
             data_digest,
             steps_per_epoch,
             device,
-        } = &self.about;
+        } = &*self.about;
         let job = &enrolment.job;
         Description {
             job: job.job.name.clone(),
@@ -215,6 +308,7 @@ impl Writer {
             epoch: crate::ids::Epoch(step.0 / steps_per_epoch),
             generation,
             data_digest: data_digest.clone(),
+            data: job.data.clone(),
             state_keys: job.state_keys(),
             model: job.model.clone(),
             ema: job.train.ema_decay > 0.0,

@@ -46,6 +46,8 @@ pub(super) enum Report {
     Progress(proto::Progress),
     /// A checkpoint is written, or could not be.
     Checkpoint(Box<proto::CheckpointWritten>),
+    /// A checkpoint's generator is scored.
+    Evaluated(proto::Evaluated),
     /// It rests, as others do in this generation.
     Paused(Generation, Step),
     /// The generation is broken; it rests.
@@ -118,7 +120,8 @@ impl Tools {
             steps_per_epoch: plan.steps_per_epoch(),
             device: self.device_kind.clone(),
         };
-        Saver::start(about, self.reports.clone()).map_err(GenerationError::Thread)
+        Saver::start(about, Arc::clone(&self.dataset), self.reports.clone())
+            .map_err(GenerationError::Thread)
     }
 
     /// Loads a checkpoint into the trainer.
@@ -369,7 +372,7 @@ impl Seat<'_> {
         training.tools.report(formed);
 
         if leads {
-            training.lead(plan)?;
+            training.lead(plan)?.ends_at(assignment.total);
         }
         let went = Run {
             tools: &training.tools,

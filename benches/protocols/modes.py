@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Modes of the ring and the grid over many seeds: PacGAN's table 1 (Lin et al. 2018, arXiv 1712.04086).
+
+Trains the job once a seed and setting, and scores 2,500 samples of each as the paper does: a sample is
+good within three standard deviations of the nearest mode, and a mode is found with one good sample.
+Means with their standard errors, beside the published ones.
+
+    benches/protocols/modes.py                         # both, GAN and PacGAN2, 10 seeds
+    benches/protocols/modes.py --tasks ring --variants best --seeds 3
+    benches/protocols/modes.py --steps 500 --seeds 1   # a look whether it works
+
+The jobs are deploy/jobs/ring.toml and grid.toml; a variant is a list of --set. Build first: cargo build
+--release. Several jobs run at a time (--at-once), one worker each.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from typing import Any, Dict, List, Tuple
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Modes and share of good samples, %, as published; and what sets them apart in a job file.
+VARIANTS: Dict[str, Dict[str, Any]] = {
+    "GAN": {"set": [], "ring": (6.3, 98.2), "grid": (17.3, 94.8)},
+    "PacGAN2": {"set": ["train.packing=2"], "ring": (7.9, 95.6), "grid": (23.8, 91.3)},
+}
+
+
+def train(args: argparse.Namespace, task: str, variant: str, seed: int, folder: pathlib.Path) -> Dict[str, Any]:
+    run_dir = folder / f"{task}-{variant}-{seed}"
+    sets = [f"job.seed={seed}", "checkpoint.every_steps=0", "sample.every_steps=0"]
+    sets += args.variants[variant]["set"]
+    if args.steps:
+        sets.append(f"train.steps={args.steps}")
+    options = [part for value in sets for part in ("--set", value)]
+    log = run_dir.with_suffix(".log")
+    with log.open("w") as out:
+        job = ROOT / "deploy/jobs" / f"{task}.toml"
+        command = [args.bin / "gan-coord", "run", job, "--workers", "1", "--run-dir", run_dir, *options]
+        done = subprocess.run([str(part) for part in command], stdout=out, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise RuntimeError(f"{task}, {variant}, seed {seed}: failed, see {log}\n{log.read_text()[-2000:]}")
+    checkpoint = max((run_dir / "checkpoints").glob("step-*"))
+    command = [args.bin / "gan-worker", "evaluate", checkpoint, "--samples", "2500", "--json", "--workers", "1"]
+    told = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+    evaluation = json.loads(told.stdout)
+    scores = {"seed": seed, "task": task, "variant": variant, "step": evaluation["step"]}
+    scores.update({name: evaluation["scores"][name] for name in ("modes", "high-quality")})
+    scores["floor"] = {name: evaluation["floor"][name] for name in ("modes", "high-quality")}
+    print(json.dumps(scores), flush=True)
+    return scores
+
+
+def mean(values: List[float], scale: float = 1.0) -> str:
+    values = [scale * value for value in values]
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {error:.1f}"
+
+
+def variant(text: str) -> Tuple[str, List[str]]:
+    name, _, sets = text.partition(":")
+    return name, [part for part in sets.split(",") if part]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=["ring", "grid"], default=["ring", "grid"])
+    parser.add_argument("--variants", nargs="+", type=variant, default=[(name, []) for name in VARIANTS],
+                        help="GAN, PacGAN2, or NAME:section.key=value,section.key=value")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, help="instead of the job's length")
+    parser.add_argument("--at-once", type=int, default=2)
+    parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "target/release")
+    parser.add_argument("--keep", type=pathlib.Path, help="keep the runs in this folder")
+    parser.add_argument("--markdown", type=pathlib.Path, help="write the table there")
+    args = parser.parse_args()
+    args.variants = {
+        name: VARIANTS[name] if name in VARIANTS and not sets else {"set": sets} for name, sets in args.variants
+    }
+    tasks = [(task, name, seed) for task in args.tasks for name in args.variants for seed in range(args.seeds)]
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (args.keep or pathlib.Path(temporary)).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        with concurrent.futures.ThreadPoolExecutor(args.at_once) as pool:
+            work = [pool.submit(train, args, *task, folder) for task in tasks]
+            try:
+                found = [future.result() for future in work]
+            except RuntimeError as error:
+                pool.shutdown(cancel_futures=True)
+                sys.exit(str(error))
+    out = [f"{args.seeds} seeds, 2,500 samples; mean ± standard error.", "",
+           "| data | setting | modes | good samples, % | published: modes | % |", "|---|---|---|---|---|---|"]
+    for task in args.tasks:
+        for name, settings in args.variants.items():
+            rows = [row for row in found if (row["task"], row["variant"]) == (task, name)]
+            published = settings.get(task, ("–", "–"))
+            setting = name + (f" (`{' '.join(settings['set'])}`)" if settings["set"] else "")
+            out.append(f"| {task} | {setting} | {mean([row['modes'] for row in rows])} | "
+                       f"{mean([row['high-quality'] for row in rows], 100)} | {published[0]} | {published[1]} |")
+    table = "\n".join(out) + "\n"
+    print(table)
+    if args.markdown:
+        args.markdown.write_text(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+//! `gan-worker evaluate`.
+
+use super::{Crew, EvaluateError, Evaluator, Settings, job_of};
+use crate::checkpoint;
+use crate::command::{Failure, print};
+use crate::config::{Job, Score};
+use crate::data::Dataset;
+use crate::telemetry::evaluations::{Evaluation, SamplesOf, figure};
+use crate::torch::{Adopted, Rules};
+use clap::Args;
+use std::fmt::Write as _;
+use std::io::{self, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+/// Scores a checkpoint's generator against the data that it was trained on.
+#[derive(Debug, Args)]
+pub struct Evaluate {
+    /// The checkpoint's folder, as in runs/mnist/checkpoints/step-00000500 or …/checkpoints/best.
+    checkpoint: PathBuf,
+    /// The data to compare with: as data.uri in a job file [default: what it was trained on].
+    #[arg(long, value_name = "URI")]
+    data: Option<String>,
+    /// Samples to draw, and real ones to compare them with; fewer if the data has fewer.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(12..=1 << 20))]
+    samples: u64,
+    /// Seed of the latents.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A TorchScript file that makes features of images, [n, c, s, s] in -1 … 1 to [n, d] [default: a
+    /// small classifier, trained once on the data's labels].
+    #[arg(long, value_name = "FILE.pt")]
+    extractor: Option<PathBuf>,
+    /// Score these images instead, as if the checkpoint's generator had drawn them: a folder of
+    /// images, or IDX.
+    #[arg(long, value_name = "URI")]
+    images: Option<String>,
+    /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
+    #[arg(long)]
+    no_ema: bool,
+    /// Threads that share the work [default: all cores]. No bit depends on it.
+    #[arg(long, value_name = "N")]
+    workers: Option<u32>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<EvaluateError> for Failure {
+    fn from(error: EvaluateError) -> Self {
+        if error.is_users() {
+            Failure::wrong(error)
+        } else {
+            Failure::failed(error)
+        }
+    }
+}
+
+impl Evaluate {
+    /// Runs the command on `device`, with as many threads as there are `cores` unless it was told
+    /// otherwise.
+    ///
+    /// # Errors
+    /// [`Failure`], with what is wrong.
+    pub fn run(self, device: tch::Device, cores: u32) -> Result<ExitCode, Failure> {
+        let (evaluation, data_digest, modes) = self.evaluate(device, cores)?;
+        if evaluation.protocol.data != data_digest {
+            say("note: this is not the data that the generator was trained on");
+        }
+        if self.json {
+            let text = serde_json::to_string_pretty(&evaluation).map_err(Failure::failed)?;
+            return print(&format!("{text}\n"));
+        }
+        print(&table(&evaluation, modes))
+    }
+
+    /// The evaluation, the digest of the data that the checkpoint was trained on, and the modes of
+    /// the data.
+    fn evaluate(
+        &self,
+        device: tch::Device,
+        cores: u32,
+    ) -> Result<(Evaluation, String, Option<u64>), Failure> {
+        let rules = Rules {
+            deterministic: true,
+            tf32: false,
+        };
+        // What trains on a CPU computes by the same.
+        let _rules = Adopted::new(rules, device).map_err(EvaluateError::from)?;
+        let checkpoint = &self.checkpoint;
+        let manifest = checkpoint::read_manifest(checkpoint).map_err(Failure::failed)?;
+        let (averaged, samples_of) = match manifest.ema && !self.no_ema {
+            true => (true, SamplesOf::Average),
+            false => (false, SamplesOf::Newest),
+        };
+        let file = if averaged {
+            "generator_ema"
+        } else {
+            "generator"
+        };
+        let (manifest, tensors) =
+            checkpoint::read_file(checkpoint, file).map_err(Failure::failed)?;
+        let job = job_of(checkpoint, &manifest, self.data.as_deref())?;
+        let dataset = open(&job)?;
+        let given = match &self.images {
+            None => None,
+            Some(uri) => Some(open(&given(&job, uri))?),
+        };
+        let fewer = given.as_ref().map(|given| given.samples());
+        let settings = Settings {
+            samples: self.samples.min(fewer.unwrap_or(u64::MAX)),
+            seed: self.seed,
+            extractor: self.extractor.clone(),
+            device,
+            crew: Crew::new(self.workers.unwrap_or(cores) as usize),
+        };
+        let evaluator = Evaluator::prepare(&job, dataset, &settings, &mut say)?;
+        let evaluation = match given {
+            Some(images) => evaluator.images(images, manifest.step, &manifest.digest)?,
+            None => evaluator.generator(
+                &manifest.model,
+                &tensors,
+                samples_of,
+                manifest.step,
+                &manifest.digest,
+            )?,
+        };
+        Ok((evaluation, manifest.data_digest, evaluator.modes()))
+    }
+}
+
+/// The job with other images in the place of its data.
+fn given(job: &Job, uri: &str) -> Job {
+    let mut job = job.clone();
+    let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri));
+    job.data.uri = std::path::absolute(path)
+        .unwrap_or_else(|_| path.to_owned())
+        .display()
+        .to_string();
+    job
+}
+
+fn open(job: &Job) -> Result<Arc<Dataset>, Failure> {
+    let mut packing = false;
+    let mut progress = |_, total: u64| {
+        if !std::mem::replace(&mut packing, true) {
+            say(&format!("packing {total} images, once"));
+        }
+    };
+    let dataset = Dataset::open(job, &mut progress).map_err(Failure::wrong)?;
+    Ok(Arc::new(dataset))
+}
+
+/// For people who watch, and nobody else.
+fn say(what: &str) {
+    if io::stderr().is_terminal() {
+        let _ = writeln!(io::stderr(), "{what}");
+    }
+}
+
+/// For people.
+fn table(evaluation: &Evaluation, modes: Option<u64>) -> String {
+    let Evaluation {
+        step,
+        protocol,
+        scores,
+        floor,
+        ..
+    } = evaluation;
+    let mut out = String::new();
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        out,
+        "step {step}, {}: {} samples, seed {}, against {} real ones",
+        protocol.samples_of, protocol.samples, protocol.seed, protocol.reals
+    );
+    let extractor = &protocol.extractor;
+    let accuracy = match extractor.accuracy {
+        Some(accuracy) => format!(", right on {:.2} % of test samples", 100.0 * accuracy),
+        None => String::new(),
+    };
+    let _ = writeln!(
+        out,
+        "{} features of {} {}{accuracy}",
+        extractor.features, extractor.kind, extractor.hash
+    );
+    let halves = format!("data against data ({0} : {0})", protocol.floor_samples);
+    let _ = writeln!(out, "\n{:<16}{:>12}   {halves}", "score", "");
+    for score in Score::ALL {
+        let of = |scores: &std::collections::BTreeMap<Score, f64>| match scores.get(&score) {
+            Some(value) if score == Score::Modes => {
+                let of = modes.map_or(String::new(), |modes| format!(" of {modes}"));
+                format!("{value}{of}")
+            }
+            Some(value) => figure(*value),
+            None => "-".to_owned(),
+        };
+        if scores.contains_key(&score) || floor.contains_key(&score) {
+            let _ = writeln!(
+                out,
+                "{:<16}{:>12}   {}",
+                score.as_str(),
+                of(scores),
+                of(floor)
+            );
+        }
+    }
+    out
+}

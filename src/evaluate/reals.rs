@@ -1,0 +1,88 @@
+//! The data set's samples, in an order of the evaluation's own.
+
+use super::{EvaluateError, draws};
+use crate::data::{DataError, Dataset, Shard};
+use crate::random::{Domain, Key};
+use std::sync::Arc;
+
+/// A data set, any sample of which can be had by its number.
+pub(super) struct Reals {
+    dataset: Arc<Dataset>,
+    /// Number of each shard's first sample.
+    starts: Vec<u64>,
+}
+
+impl Reals {
+    pub(super) fn new(dataset: Arc<Dataset>) -> Self {
+        let mut next = 0;
+        let starts = dataset
+            .shard_sizes()
+            .into_iter()
+            .map(|size| {
+                next += size;
+                next - size
+            })
+            .collect();
+        Self { dataset, starts }
+    }
+
+    pub(super) fn dataset(&self) -> &Dataset {
+        &self.dataset
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.dataset.samples()
+    }
+
+    /// All numbers, shuffled by a key of their own.
+    pub(super) fn shuffled(&self, seed: u64, purpose: u64) -> Vec<u64> {
+        let mut order: Vec<u64> = (0..self.count()).collect();
+        Key::new(Domain::Evaluation, &[seed, draws::ORDER, purpose])
+            .stream()
+            .shuffle(&mut order);
+        order
+    }
+
+    /// Pixels of these samples, one after the other.
+    pub(super) fn pixels(&self, numbers: &[u64]) -> Result<Vec<u8>, EvaluateError> {
+        let mut pixels = Vec::with_capacity(numbers.len() * self.dataset.sample_bytes());
+        for &number in numbers {
+            let (shard, index) = self.place(number)?;
+            pixels.extend_from_slice(self.sample(&shard, index)?.pixels);
+        }
+        Ok(pixels)
+    }
+
+    /// Labels of these samples; none if the data has none.
+    pub(super) fn labels(&self, numbers: &[u64]) -> Result<Option<Vec<u32>>, EvaluateError> {
+        if !self.dataset.manifest().labels {
+            return Ok(None);
+        }
+        let label = |&number: &u64| -> Result<Option<u32>, EvaluateError> {
+            let (shard, index) = self.place(number)?;
+            Ok(self.sample(&shard, index)?.label)
+        };
+        numbers.iter().map(label).collect()
+    }
+
+    fn place(&self, number: u64) -> Result<(Arc<Shard>, u64), EvaluateError> {
+        // The last shard that begins at or before it.
+        let shard = self.starts.partition_point(|&start| start <= number) - 1;
+        let found = self.dataset.shard(shard as u32)?;
+        Ok((found, number - self.starts[shard]))
+    }
+
+    fn sample<'a>(
+        &self,
+        shard: &'a Shard,
+        index: u64,
+    ) -> Result<crate::data::Sample<'a>, EvaluateError> {
+        shard.sample(index).ok_or_else(|| {
+            EvaluateError::Data(DataError::Corrupt {
+                path: self.dataset.folder().to_owned(),
+                found: format!("a shard without sample {index}"),
+                expected: "those that its manifest lists".to_owned(),
+            })
+        })
+    }
+}

@@ -29,6 +29,9 @@ pub struct Evaluate {
     /// Seed of the latents.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Where samples are drawn: `cpu`, or `cuda:<index>`.
+    #[arg(long, default_value = "cpu")]
+    pub(crate) device: String,
     /// A TorchScript file that makes features of images, [n, c, s, s] in -1 … 1 to [n, d] [default: a
     /// small classifier, trained once on the data's labels].
     #[arg(long, value_name = "FILE.pt")]
@@ -38,8 +41,8 @@ pub struct Evaluate {
     #[arg(long, value_name = "URI")]
     images: Option<String>,
     /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
-    #[arg(long)]
-    no_ema: bool,
+    #[arg(long, alias = "no-ema")]
+    raw: bool,
     /// Threads that share the work [default: all cores]. No bit depends on it.
     #[arg(long, value_name = "N")]
     workers: Option<u32>,
@@ -91,7 +94,7 @@ impl Evaluate {
         let _rules = Adopted::new(rules, device).map_err(EvaluateError::from)?;
         let checkpoint = &self.checkpoint;
         let manifest = checkpoint::read_manifest(checkpoint).map_err(Failure::failed)?;
-        let (averaged, samples_of) = match manifest.ema && !self.no_ema {
+        let (averaged, samples_of) = match manifest.ema && !self.raw {
             true => (true, SamplesOf::Average),
             false => (false, SamplesOf::Newest),
         };

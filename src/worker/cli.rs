@@ -60,13 +60,7 @@ enum Command {
     Inspect(Inspect),
     /// Score a checkpoint's generator against the data: FID, KID, precision, recall, density,
     /// coverage, modes.
-    Evaluate {
-        #[command(flatten)]
-        evaluate: Evaluate,
-        /// Where samples are drawn: `cpu`, or `cuda:<index>`.
-        #[arg(long, default_value = "cpu")]
-        device: String,
-    },
+    Evaluate(Evaluate),
     /// Measure training steps on a device, without a coordinator: images/s, a step's phases, shares
     /// of what the device can do, memory.
     Bench(Bench),
@@ -152,8 +146,8 @@ impl Cli {
             Command::Film(film) => film.run(),
             Command::Export(export) => export.run(),
             Command::Inspect(inspect) => inspect.run(),
-            Command::Evaluate { evaluate, device } => {
-                self::device(&device).and_then(|device| evaluate.run(device, cores(None)))
+            Command::Evaluate(evaluate) => {
+                device(&evaluate.device).and_then(|device| evaluate.run(device, cores(None)))
             }
             Command::Bench(bench) => bench.run(format),
             Command::Figures(figures) => figures.run(),

@@ -1,6 +1,8 @@
 //! Evaluations beside a job that trains: what they find, what they keep, and that no bit of the state
 //! depends on them.
 
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
+
 mod processes;
 
 use processes::{Place, WORKER, output, text};

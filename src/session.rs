@@ -415,7 +415,10 @@ impl Session {
             }
             Event::Ended { outcome, good } => {
                 let exit = match &self.work {
-                    Work::Finishing(farewell) => exit_of(&farewell.finish),
+                    // Who was told to go, or failed, says so; who finished ends as the job does.
+                    Work::Finishing(farewell) if good || !is_done(&farewell.finish) => {
+                        exit_of(&farewell.finish)
+                    }
                     _ if good => Exit::Done,
                     _ => Exit::Failed(format!("the job is over: {outcome}")),
                 };
@@ -746,6 +749,11 @@ impl Rest {
             Some(breakage) => Action::SayCollectiveFailed(self.generation, step, breakage.clone()),
         }
     }
+}
+
+/// Whether nothing went wrong with this worker, nor was it told to go.
+fn is_done(finish: &Finish) -> bool {
+    matches!(finish, Finish::Complete | Finish::Stopped)
 }
 
 fn exit_of(finish: &Finish) -> Exit {

@@ -204,7 +204,8 @@ fn a_job_that_waits_in_vain_saves_its_state_and_says_for_whom_it_waited() {
     let status = served.wait("step 6", |status| status["step"].as_u64() >= Some(6));
     let pid = second.pid();
     second.kill();
-    assert_eq!(first.wait(), 0, "{}", first.log());
+    assert_eq!(first.wait(), 1, "{}", first.log());
+    assert!(first.log().contains("the job is over: failed"));
     let Served { mut process, .. } = served;
     assert_eq!(process.wait(), 1, "{}", process.log());
     let log = process.log();

@@ -181,11 +181,17 @@ impl Membership {
         }
         actions.push(Action::Persist(Record::Reached(self.reached)));
         let seated: Vec<WorkerId> = self.seated().map(|(worker, _)| worker).collect();
+        let outcome = self.ending.is_some().then(|| self.outcome());
+        let told = match &outcome {
+            // They saved what there was; whether there was anything doesn't decide how they end.
+            Some(failed @ Outcome::Failed(_)) => Order::Ended(failed.clone()),
+            _ => Order::Acknowledged,
+        };
         for worker in &seated {
-            actions.push(Action::Send(*worker, Order::Acknowledged));
+            actions.push(Action::Send(*worker, told.clone()));
         }
-        if self.ending.is_some() {
-            self.end(self.outcome(), actions);
+        if let Some(outcome) = outcome {
+            self.end(outcome, actions);
             return;
         }
         for worker in seated {

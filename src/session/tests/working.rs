@@ -255,6 +255,23 @@ fn a_job_that_ends_well_without_a_worker_ends_it_well() {
     assert_eq!((code(true), code(false)), (0, 1));
 }
 
+/// Whether it had something to save, and so finished, or not.
+#[test]
+fn a_job_that_fails_ends_its_workers_as_failed() {
+    let code = |mut session: Session, finish: Option<Finish>| {
+        if let Some(finish) = finish {
+            session.handle(ended(finish), at(5));
+        }
+        let outcome = "o".to_owned();
+        let good = false;
+        exit(&session.handle(Event::Ended { outcome, good }, at(6))).code()
+    };
+    assert_eq!(code(waiting(), None), 1);
+    assert_eq!(code(training(), Some(Finish::Stopped)), 1);
+    assert_eq!(code(training(), Some(Finish::Complete)), 1);
+    assert_eq!(code(training(), Some(Finish::Left)), 75, "it was told to go");
+}
+
 #[test]
 fn a_signal_while_it_trains_is_told_to_everybody_and_leads_to_exit_code_75() {
     for mut session in [forming(), training()] {

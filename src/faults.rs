@@ -1,8 +1,11 @@
-//! Places where a test can have a process die, as if it were killed right there.
+//! Places where a test can have a process die, as if it were killed right there; and where it can have
+//! a replica compute what is not finite.
 //!
 //! `GAN_DIE_AT=before-reduction:3` ends the process at the third passage of the point
 //! `before-reduction`: no destructor runs, no buffer is flushed, and the kernel closes its
-//! sockets, as with `kill -9`. Only builds with debug assertions have these points.
+//! sockets, as with `kill -9`. `GAN_NAN_AT=20..23:2` puts a NaN in replica 2's gradients in the steps
+//! from State(20), (21) and (22), whoever hosts it and however often they are done. Only builds with
+//! debug assertions have these points.
 
 /// A point that a process may die at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +35,10 @@ pub(crate) enum Point {
 #[cfg(debug_assertions)]
 mod armed {
     use super::Point;
+    #[cfg(feature = "torch")]
+    use crate::ids::Step;
+    #[cfg(feature = "torch")]
+    use std::ops::Range;
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -49,6 +56,27 @@ mod armed {
             Point::HealTarget => "heal-target",
             Point::LedgerWrite => "ledger-write",
             Point::LedgerWritten => "ledger-written",
+        }
+    }
+
+    /// Steps and the replica whose gradients are poisoned.
+    #[cfg(feature = "torch")]
+    static POISON: OnceLock<Option<(Range<u64>, u32)>> = OnceLock::new();
+
+    #[cfg(feature = "torch")]
+    pub(super) fn poison(step: Step, first: u32, hosted: &mut [&mut [f32]]) {
+        let poison = POISON.get_or_init(|| {
+            let text = std::env::var("GAN_NAN_AT").ok()?;
+            let (steps, replica) = text.split_once(':')?;
+            let (from, to) = steps.split_once("..")?;
+            Some((from.parse().ok()?..to.parse().ok()?, replica.parse().ok()?))
+        });
+        if let Some((steps, replica)) = poison
+            && steps.contains(&step.0)
+            && let Some(place) = replica.checked_sub(first)
+            && let Some(vector) = hosted.get_mut(place as usize)
+        {
+            vector[0] = f32::NAN;
         }
     }
 
@@ -74,4 +102,15 @@ pub(crate) fn pass(point: Point) {
     armed::pass(point);
     #[cfg(not(debug_assertions))]
     let _ = point;
+}
+
+/// Poisons the vector of a replica, hosted from `first` on, in the step from State(`step`), if it is
+/// to be.
+#[cfg(feature = "torch")]
+#[inline]
+pub(crate) fn poison(step: crate::ids::Step, first: u32, hosted: &mut [&mut [f32]]) {
+    #[cfg(debug_assertions)]
+    armed::poison(step, first, hosted);
+    #[cfg(not(debug_assertions))]
+    let _ = (step, first, hosted);
 }

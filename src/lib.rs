@@ -13,6 +13,7 @@
 //! | room | owns |
 //! |---|---|
 //! | [`config`] | the job file: what a job is |
+//! | [`guard`] | PURE: what becomes of a step whose figures are bad |
 //! | [`plan`] | PURE: who reads which samples when |
 //! | [`data`] | sources, samples that are made, packed shards, the loader |
 //! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
@@ -64,6 +65,7 @@ pub mod export;
 mod faults;
 #[cfg(feature = "torch")]
 pub mod figures;
+pub mod guard;
 pub mod ids;
 pub mod membership;
 pub mod model;

@@ -753,12 +753,16 @@ impl Rest {
 
 /// Whether nothing went wrong with this worker, nor was it told to go.
 fn is_done(finish: &Finish) -> bool {
-    matches!(finish, Finish::Complete | Finish::Stopped)
+    matches!(
+        finish,
+        Finish::Complete | Finish::Stopped | Finish::Halted(_)
+    )
 }
 
 fn exit_of(finish: &Finish) -> Exit {
     match finish {
-        Finish::Complete | Finish::Stopped => Exit::Done,
+        // To a worker, a job that its guard has stopped is over like any other.
+        Finish::Complete | Finish::Stopped | Finish::Halted(_) => Exit::Done,
         Finish::Left => Exit::Left,
         Finish::Failed(reason) => Exit::Failed(reason.clone()),
     }

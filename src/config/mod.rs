@@ -7,6 +7,7 @@
 mod data;
 mod durations;
 mod evaluate;
+mod guard;
 mod load;
 mod model;
 mod regularise;
@@ -15,6 +16,7 @@ mod validate;
 
 pub use data::{Data, DataCache, Fit, Stacked, Synthetic};
 pub use evaluate::{Evaluate, Score};
+pub use guard::{Guard, Policy};
 pub use load::{ConfigError, Override, load, parse};
 pub use model::{
     BatchNorm, Conditional, Distribution, Family, HiddenNoise, LatentInput, Model, Normalisation,
@@ -45,6 +47,9 @@ pub struct Job {
     /// Adam, for each network.
     #[serde(default)]
     pub optimizer: Optimizer,
+    /// What is done about a run that goes wrong.
+    #[serde(default)]
+    pub guard: Guard,
     /// How many processes share the work.
     #[serde(default)]
     pub workers: Workers,
@@ -497,6 +502,12 @@ macro_rules! spelled {
 }
 
 spelled! {
+    Policy {
+        Off => "off",
+        Warn => "warn",
+        RollBack => "roll-back",
+        Stop => "stop",
+    }
     Objective {
         Minimax => "minimax",
         NonSaturating => "non-saturating",

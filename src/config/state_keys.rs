@@ -55,6 +55,10 @@ impl Job {
         for adam in ["generator", "discriminator"] {
             keys.retain(|key, _| !key.starts_with(&format!("optimizer.{adam}.")));
         }
+        if self.guard == super::Guard::default() {
+            // States from before there was a guard can be gone on from.
+            keys.retain(|key, _| !key.starts_with("guard."));
+        }
         keys.retain(|key, _| !FREE_KEYS.contains(&key.as_str()) && !is_free_section(key));
         // Said or not, the same penalty is the same job.
         const PENALTY: &str = "regularise.gradient_penalty";
@@ -175,6 +179,11 @@ mod tests {
             "optimizer.learning_rate=0.1",
             "optimizer.generator.beta1=0.1",
             "workers.threads=2",
+            "guard.nonfinite=off",
+            "guard.nonfinite_steps=3",
+            "guard.collapsed=warn",
+            "guard.overpowered_loss=0.1",
+            "guard.rate_factor=0.25",
         ] {
             assert_ne!(read(&[bound]).state_keys(), base, "{bound}");
         }
@@ -209,6 +218,15 @@ mod tests {
                 "model.latent",
             ]
         );
+    }
+
+    #[test]
+    fn a_state_from_before_there_was_a_guard_can_be_gone_on_from() {
+        let keys = read(&[]).state_keys();
+        assert!(keys.keys().all(|key| !key.starts_with("guard.")));
+        let keys = read(&["guard.collapsed=warn"]).state_keys();
+        assert_eq!(keys["guard.collapsed"], "warn");
+        assert_eq!(keys["guard.nonfinite"], "stop");
     }
 
     #[test]

@@ -49,6 +49,7 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
     train(job)?;
     regularise::check(job)?;
     optimizer(job)?;
+    super::guard::check(job)?;
     workers(job)?;
     require(
         job.checkpoint.keep_last >= 1,

@@ -4,6 +4,7 @@ use super::ledger::{EpochReport, History, LedgerError, LedgerReader};
 use super::local::Local;
 use super::verify::Verify;
 use super::{Coordinator, CoordinatorError, Ending, Options, Served, preview};
+use crate::checkpoint::Store;
 use crate::command::{self, Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
 use crate::ids::Epoch;
@@ -24,6 +25,8 @@ use tonic::transport::Channel;
 
 /// The exit code of a job that is to go on later: told to go (`EX_TEMPFAIL`).
 const DRAINED: u8 = 75;
+/// The exit code of a job that its guard has stopped: to try it again won't help.
+const HALTED: u8 = 76;
 /// For a coordinator to answer a person.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -445,6 +448,25 @@ fn report(outcome: &Outcome, run_dir: &Path) -> Result<ExitCode, Failure> {
                 "drained at step {step}; --resume goes on from {place}/checkpoints\n"
             ))?;
             Ok(ExitCode::from(DRAINED))
+        }
+        Outcome::Halted(step, halt) => {
+            let checkpoints = Store::new(run_dir.join("checkpoints"))
+                .list()
+                .map_err(Failure::failed)?;
+            let sound = checkpoints.iter().rfind(|(step, _)| *step <= halt.sound);
+            let sound = match sound {
+                Some((_, path)) => path.display().to_string(),
+                None => "none of those that are kept (checkpoint.keep_last, checkpoint.keep_every)"
+                    .to_owned(),
+            };
+            print(&format!(
+                "stopped by its guard at step {step}: {}\n  last good checkpoint  {sound}\n  \
+                 checkpoints           {place}/checkpoints\n  \
+                 metrics               {place}/metrics.jsonl\n\
+                 It can't be resumed: start another one, with other settings, in a new run directory\n",
+                halt.reason
+            ))?;
+            Ok(ExitCode::from(HALTED))
         }
         Outcome::Failed(reason) => Err(Failure::failed(format!(
             "the job failed: {}\n  logs: {place}/*.log; --resume goes on from the newest checkpoint",

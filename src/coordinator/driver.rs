@@ -7,13 +7,14 @@
 //! What can't be written to the ledger now (the disk is full) is not spoken either: the decisions
 //! wait in their order and are tried again, and meanwhile workers train on.
 
+use super::guarding;
 use super::ledger::{Ledger, LedgerError};
 use super::plans::Plans;
 use super::recording::{label, log_line, recovered, unix_seconds, write};
 use super::sessions::{Outbox, SessionId, Sessions};
 use super::status::{Evaluations, Progress};
 use super::wire::{self, Context};
-use crate::config::Score;
+use crate::config::{Guard, Score};
 use crate::faults::{self, Point};
 use crate::ids::{Generation, Rank, Step, WorkerId};
 use crate::membership::{
@@ -104,6 +105,8 @@ pub(super) struct Driver {
     pub(super) plans: Plans,
     pub(super) batch: u32,
     pub(super) samples_per_step: u64,
+    /// What the guard's verdicts are told by.
+    pub(super) guard: Guard,
     pub(super) total_steps: u64,
     pub(super) heartbeat: Duration,
     pub(super) welcome: proto::Welcome,
@@ -441,6 +444,10 @@ impl Driver {
                     | EventKind::Refused
                     | EventKind::Broken
                     | EventKind::Rewound
+                    | EventKind::Warned
+                    | EventKind::Skipped
+                    | EventKind::RolledBack
+                    | EventKind::Halted
                     | EventKind::CheckpointFailed => tracing::warn!("{kind}: {detail}"),
                     _ => tracing::info!("{kind}: {detail}"),
                 }
@@ -564,6 +571,12 @@ impl Driver {
             line.time = line.time.max(earliest);
             earliest = line.time;
         }
+        // First: a record that is there is not told again.
+        for record in records.iter().filter(new) {
+            if let Some((kind, detail)) = guarding::event(record, &self.guard) {
+                self.write_down(*generation, kind, detail);
+            }
+        }
         // Records are for people; a disk that is full must not end the job.
         if let Err(error) = self.records.append(&lines) {
             tracing::error!("{error}; training goes on");
@@ -574,6 +587,22 @@ impl Driver {
                 progress.count(self.samples_per_step as f64 / record.seconds);
             }
         });
+    }
+
+    /// Writes an event down at once, or later if that can't be.
+    fn write_down(&mut self, generation: Generation, kind: EventKind, detail: String) {
+        let unix = unix_seconds();
+        let written = self
+            .ledger
+            .batch(|batch| batch.event_once(generation, kind, &detail, unix));
+        let event = Record::Event(kind, detail);
+        match written {
+            Ok(()) => self.written(event),
+            Err(error) => {
+                tracing::warn!("{error}; trying again");
+                self.decide(vec![Action::Persist(event)]);
+            }
+        }
     }
 
     /// Sets the metrics that follow from the machine's state.

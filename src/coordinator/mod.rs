@@ -7,6 +7,7 @@
 mod audit;
 pub mod cli;
 mod driver;
+mod guarding;
 pub mod ledger;
 mod local;
 mod plans;
@@ -495,6 +496,7 @@ impl Coordinator {
             machine: Membership::new(rules, self.past, Duration::ZERO),
             batch: job.replica_samples(),
             samples_per_step: job.global_batch(),
+            guard: job.guard,
             seconds_before: self.records.last_time().unwrap_or(0.0),
             ledger: self.ledger,
             records: self.records,

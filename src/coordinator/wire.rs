@@ -3,7 +3,7 @@
 use crate::ids::{Generation, Rank, Step, WorkerId};
 use crate::membership::balance::Pace;
 use crate::membership::{
-    Assignment, Breakage, CheckpointRecord, Close, DeviceKind, Facts, Finish, Forming, Order,
+    Assignment, Breakage, CheckpointRecord, Close, DeviceKind, Facts, Finish, Forming, Halt, Order,
     Outcome, Seat, Standing, Word,
 };
 use crate::plan::{EpochPlan, Span};
@@ -96,6 +96,10 @@ pub(super) fn hear(message: proto::WorkerMessage) -> Result<Heard, Malformed> {
                 proto::FinishCause::Complete => Finish::Complete,
                 proto::FinishCause::Stopped => Finish::Stopped,
                 proto::FinishCause::Left => Finish::Left,
+                proto::FinishCause::Halted => Finish::Halted(Halt {
+                    reason: finished.detail,
+                    sound: Step(finished.sound),
+                }),
                 proto::FinishCause::Failed | proto::FinishCause::Unspecified => {
                     Finish::Failed(finished.detail)
                 }
@@ -231,7 +235,11 @@ pub(super) fn tell(
         Order::Stop { reason, drain } => ToWorker::Stop(proto::Stop { reason, drain }),
         Order::Acknowledged => ToWorker::Acknowledged(proto::Acknowledged {}),
         Order::Ended(outcome) => ToWorker::Ended(proto::Ended {
-            good: matches!(outcome, Outcome::Complete(_) | Outcome::Stopped(_)),
+            // Coming back won't help.
+            good: matches!(
+                outcome,
+                Outcome::Complete(_) | Outcome::Stopped(_) | Outcome::Halted(..)
+            ),
             outcome: outcome.to_string(),
         }),
     };

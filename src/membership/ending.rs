@@ -1,7 +1,7 @@
 //! PURE. Who leaves, who is lost, and the end of the job.
 
 use super::members::{Member, MemberState, Now};
-use super::words::{Action, Cause, Close, EventKind, Finish, Order, Outcome, Phase, Record};
+use super::words::{Action, Cause, Close, EventKind, Finish, Halt, Order, Outcome, Phase, Record};
 use super::{Membership, name};
 use crate::ids::{Step, WorkerId};
 use std::time::Duration;
@@ -15,6 +15,8 @@ pub(super) enum Ending {
     Stopped,
     /// It is to go on later.
     Drained,
+    /// Its guard has stopped it.
+    Halted(Halt),
     /// It can't go on; but what there is is to be saved.
     Failed(String),
 }
@@ -25,7 +27,8 @@ impl Membership {
     pub(super) fn closing(&self) -> Option<Option<Close>> {
         let ending = self.ending.as_ref()?;
         Some(match ending {
-            Ending::Complete => None,
+            // Whoever holds its last state knows.
+            Ending::Complete | Ending::Halted(_) => None,
             Ending::Stopped | Ending::Failed(_) => Some(Close::Stopped),
             Ending::Drained => Some(Close::Left),
         })
@@ -34,7 +37,7 @@ impl Membership {
     /// What a worker is told that trains although the job is to end.
     pub(super) fn stop_order(&self) -> Option<Order> {
         match self.ending.as_ref()? {
-            Ending::Complete => None,
+            Ending::Complete | Ending::Halted(_) => None,
             Ending::Stopped => Some(false),
             Ending::Drained => Some(true),
             Ending::Failed(_) => Some(false),
@@ -155,9 +158,12 @@ impl Membership {
             // All who took part were told to go; the job waits for others.
             Finish::Left => None,
             Finish::Stopped => Some(Ending::Stopped),
+            Finish::Halted(halt) => Some(Ending::Halted(halt)),
             Finish::Complete | Finish::Failed(_) => Some(Ending::Complete),
         };
-        if self.ending.is_none() {
+        // It doesn't go on, whatever else it was told.
+        let halted = matches!(ending, Some(Ending::Halted(_)));
+        if self.ending.is_none() || halted {
             self.ending = ending;
         }
         if !matches!(self.phase, Phase::Stopping | Phase::Recovering) {
@@ -222,6 +228,7 @@ impl Membership {
             _ if step.0 >= self.rules.total_steps => Outcome::Complete(step),
             Some(Ending::Stopped) => Outcome::Stopped(step),
             Some(Ending::Drained) => Outcome::Drained(step),
+            Some(Ending::Halted(halt)) => Outcome::Halted(step, halt.clone()),
             Some(Ending::Failed(reason)) => Outcome::Failed(reason.clone()),
             Some(Ending::Complete) | None => Outcome::Complete(step),
         }

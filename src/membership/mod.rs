@@ -35,7 +35,7 @@ mod words;
 pub use members::{Member, MemberState, Now, Rules};
 pub use words::{
     Action, Assignment, Breakage, Cause, CheckpointRecord, Close, DeviceKind, Event, EventKind,
-    Facts, Finish, Forming, Order, Outcome, Phase, Record, Recovery, Seat, Standing, Word,
+    Facts, Finish, Forming, Halt, Order, Outcome, Phase, Record, Recovery, Seat, Standing, Word,
 };
 
 use crate::ids::{Generation, Step, WorkerId};

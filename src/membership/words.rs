@@ -164,8 +164,26 @@ pub enum Finish {
     Stopped,
     /// Everybody was told to go (SIGTERM).
     Left,
+    /// The job's guard has stopped it: its state is the last one.
+    Halted(Halt),
     /// It can't go on.
     Failed(String),
+}
+
+/// Why a job's guard has stopped it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Halt {
+    /// In words.
+    pub reason: String,
+    /// The newest state that is known to be sound.
+    pub sound: Step,
+}
+
+impl fmt::Display for Halt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { reason, sound } = self;
+        write!(f, "{reason}; sound up to step {sound}")
+    }
 }
 
 impl fmt::Display for Finish {
@@ -174,6 +192,7 @@ impl fmt::Display for Finish {
             Finish::Complete => f.write_str("complete"),
             Finish::Stopped => f.write_str("stopped"),
             Finish::Left => f.write_str("told to go"),
+            Finish::Halted(halt) => write!(f, "stopped by its guard: {halt}"),
             Finish::Failed(reason) => f.write_str(reason),
         }
     }
@@ -319,6 +338,14 @@ pub enum EventKind {
     Checkpoint,
     /// A checkpoint could not be written.
     CheckpointFailed,
+    /// The guard has found something, and changed nothing.
+    Warned,
+    /// The guard has skipped a step.
+    Skipped,
+    /// The guard has set the networks back.
+    RolledBack,
+    /// The guard has stopped the job.
+    Halted,
     /// A checkpoint was scored.
     Evaluated,
     /// The job ended.
@@ -342,6 +369,10 @@ impl fmt::Display for EventKind {
             EventKind::Stop => "stop",
             EventKind::Checkpoint => "checkpoint",
             EventKind::CheckpointFailed => "checkpoint-failed",
+            EventKind::Warned => "warned",
+            EventKind::Skipped => "skipped",
+            EventKind::RolledBack => "rolled-back",
+            EventKind::Halted => "halted",
             EventKind::Evaluated => "evaluated",
             EventKind::Ended => "ended",
         })
@@ -428,6 +459,8 @@ pub enum Outcome {
     Stopped(Step),
     /// A worker or the coordinator was told to go; it is to be resumed.
     Drained(Step),
+    /// Its guard has stopped it, for good.
+    Halted(Step, Halt),
     /// It could not go on.
     Failed(String),
 }
@@ -438,6 +471,9 @@ impl fmt::Display for Outcome {
             Outcome::Complete(step) => write!(f, "complete at step {step}"),
             Outcome::Stopped(step) => write!(f, "stopped at step {step}"),
             Outcome::Drained(step) => write!(f, "drained at step {step}"),
+            Outcome::Halted(step, halt) => {
+                write!(f, "stopped by its guard at step {step}: {halt}")
+            }
             Outcome::Failed(reason) => write!(f, "failed: {reason}"),
         }
     }

@@ -226,6 +226,7 @@ impl Checks {
             Outcome::Complete(step) => step.0 + 1 == self.reference.len() as u64,
             Outcome::Stopped(_) => faults.stopped,
             Outcome::Drained(_) => faults.drained,
+            Outcome::Halted(..) => false,
             // A stop has one deadline, and faults may last as long.
             Outcome::Failed(why) => faults.calm(now) < self.farewell && why.contains("to finish"),
         };

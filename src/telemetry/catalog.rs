@@ -170,6 +170,19 @@ label! {
     }
 }
 label! {
+    /// What the guard has made of a step that was not like any other.
+    GuardVerdict("verdict") {
+        /// It was told, and kept.
+        Warn = "warn",
+        /// Nothing of it became the state.
+        Skip = "skip",
+        /// The networks were set back.
+        RollBack = "roll_back",
+        /// It was the job's last.
+        Stop = "stop",
+    }
+}
+label! {
     /// What has become of a span of the current epoch.
     SpanState("state") {
         /// Dealt to a worker.
@@ -270,7 +283,14 @@ metrics! {
     TRAIN_GRAD_NORM = "gan_train_grad_norm", NOT_YET, "", Some(Net::LABEL), WORKER,
         "Euclidean norm of each network's gradient in the newest step.";
     TRAIN_NONFINITE = "gan_train_nonfinite_total", Kind::Counter, "elements", None, WORKER,
-        "Gradient elements that were NaN or infinite.";
+        "Elements of gradients and batch statistics that were NaN or infinite.";
+    TRAIN_GUARD_VERDICTS = "gan_train_guard_verdicts_total", Kind::Counter, "steps",
+        Some(GuardVerdict::LABEL), WORKER,
+        "Steps that the guard had something to say of, by what became of them.";
+    TRAIN_RATE_FACTOR = "gan_train_rate_factor", NOT_YET, "", None, WORKER,
+        "What the guard has multiplied both learning rates with; 1 before the first rollback.";
+    TRAIN_DIVERSITY = "gan_train_diversity", NOT_YET, "", None, WORKER,
+        "Standard deviation of the newest step's fakes in units of the real images', if it is watched.";
     TRAIN_EPOCH = "gan_train_epoch", NOT_YET, "", None, WORKER,
         "Epoch of the newest step.";
     TRAIN_STEP = "gan_train_step", NOT_YET, "steps", None, WORKER,
@@ -394,6 +414,9 @@ mod tests {
                 "gan_train_d_fake_mean",
                 "gan_train_grad_norm{net}",
                 "gan_train_nonfinite_total",
+                "gan_train_guard_verdicts_total{verdict}",
+                "gan_train_rate_factor",
+                "gan_train_diversity",
                 "gan_train_epoch",
                 "gan_train_step",
                 "gan_coord_workers{state}",

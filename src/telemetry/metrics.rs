@@ -203,8 +203,9 @@ pub mod worker {
 /// How training goes, over all replicas: every worker of a generation says the same.
 pub mod train {
     use super::super::catalog::{
-        TRAIN_D_FAKE_MEAN, TRAIN_D_REAL_MEAN, TRAIN_EPOCH, TRAIN_GRAD_NORM, TRAIN_LOSS,
-        TRAIN_NONFINITE, TRAIN_STEP,
+        GuardVerdict, TRAIN_D_FAKE_MEAN, TRAIN_D_REAL_MEAN, TRAIN_DIVERSITY, TRAIN_EPOCH,
+        TRAIN_GRAD_NORM, TRAIN_GUARD_VERDICTS, TRAIN_LOSS, TRAIN_NONFINITE, TRAIN_RATE_FACTOR,
+        TRAIN_STEP,
     };
     use super::{Net, count, set};
     use crate::ids::{Epoch, Step};
@@ -224,8 +225,17 @@ pub mod train {
         pub grad_norm_d: f64,
         /// Norm of the generator's gradient.
         pub grad_norm_g: f64,
-        /// Gradient elements that are NaN or infinite.
+        /// Elements of gradients and batch statistics that are NaN or infinite.
         pub nonfinite: u64,
+        /// How much fakes vary, in units of the real images.
+        pub diversity: Option<f64>,
+        /// What learning rates are multiplied with.
+        pub rate: f64,
+    }
+
+    /// The guard had something to say of a step.
+    pub fn guarded(verdict: GuardVerdict) {
+        count(&TRAIN_GUARD_VERDICTS, Some(verdict.as_str()), 1);
     }
 
     /// The state of `step`, in `epoch`, is reached or was loaded.
@@ -246,6 +256,10 @@ pub mod train {
         set(&TRAIN_D_REAL_MEAN, None, scalars.d_real);
         set(&TRAIN_D_FAKE_MEAN, None, scalars.d_fake);
         count(&TRAIN_NONFINITE, None, scalars.nonfinite);
+        set(&TRAIN_RATE_FACTOR, None, scalars.rate);
+        if let Some(diversity) = scalars.diversity {
+            set(&TRAIN_DIVERSITY, None, diversity);
+        }
     }
 }
 
@@ -385,6 +399,8 @@ mod tests {
             grad_norm_d: 3.0,
             grad_norm_g: 4.0,
             nonfinite: 2,
+            diversity: None,
+            rate: 1.0,
         });
         checkpoint::written(Duration::from_secs(1), 1000, 1_700_000_000.5);
         checkpoint::read(Duration::from_secs(1));

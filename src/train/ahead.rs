@@ -5,6 +5,8 @@
 //! step before: once that is known to be good it becomes the state, and what the new step writes
 //! next is the older buffers. So State(t) is never overwritten before State(t+1) is known to be
 //! good; and if the step before says that all are to rest, the stretch is dropped, on every worker.
+//! If the guard skips the step before, or rolls back, the stretch began on what never became the
+//! state: it is dropped, and done again on what did, on every worker too.
 //!
 //! ```text
 //! host     first(t+1) | settle(t), commit | rest(t+1) | first(t+2) | settle(t+1), commit | …
@@ -23,6 +25,7 @@ use crate::collective::{Collective, CollectiveError, Flags, OnDevice};
 use crate::config::Update;
 use crate::data::Batch;
 use crate::ids::Step;
+use crate::model::Player;
 use crate::torch::{self, TorchError};
 use tch::{Kind, Tensor};
 
@@ -60,7 +63,7 @@ impl Ahead {
         let device = game.device;
         Ok(Self {
             feed: Feed::new(game, replicas)?,
-            figures: Figures::new(device)?,
+            figures: Figures::new(device, !game.discriminator_layout.diversity.is_empty())?,
             flags: Tensor::f_zeros([Flags::LEN as i64], (Kind::Float, device))?,
             raised: Flags::default(),
             watches: [Stopwatch::new(device), Stopwatch::new(device)],
@@ -145,19 +148,40 @@ impl Trainer {
         } else {
             self.side
         };
+        let mut begun = (side, self.first(ahead, side, Some(batches))?);
+
+        let settled = self.settle_pending(ahead, collective)?;
+        if let Some(report) = &settled {
+            if report.flags.any() || self.halt().is_some() {
+                return Ok(settled);
+            }
+            if !report.verdict.takes_the_step() {
+                // What it was begun on never became the state.
+                begun = (self.side, self.first(ahead, self.side, None)?);
+            }
+        }
+        let (side, work) = begun;
+        self.rest(ahead, work, side, collective, flags)?;
+        Ok(settled)
+    }
+
+    /// Gives the device the first stretch of a step that starts from the buffers of `side`, on these
+    /// batches, or on those that it has.
+    fn first(
+        &mut self,
+        ahead: &mut Ahead,
+        side: usize,
+        batches: Option<&[Batch]>,
+    ) -> Result<Work, TrainError> {
         let mut work = self.work(ahead, side)?;
         ahead.stretches.prepare(side, &work);
         ahead.watches[side].start()?;
-        ahead.feed.fill(&self.game, batches, self.cache.as_ref())?;
+        if let Some(batches) = batches {
+            ahead.feed.fill(&self.game, batches, self.cache.as_ref())?;
+        }
         ahead.stretches.run(Stretch::First(0), side, &mut work)?;
         ahead.watches[side].mark(Part::Compute)?;
-
-        let settled = self.settle_pending(ahead, collective)?;
-        if settled.as_ref().is_some_and(|report| report.flags.any()) {
-            return Ok(settled);
-        }
-        self.rest(ahead, work, side, collective, flags)?;
-        Ok(settled)
+        Ok(work)
     }
 
     /// What a step reads and writes that starts from the buffers of `side`.
@@ -174,10 +198,7 @@ impl Trainer {
             inputs: ahead.feed.inputs()?,
             vectors: self.hosted.vectors(),
             means: [self.discriminator_mean.lend(), self.generator_mean.lend()],
-            settings: [
-                self.job.optimizer.generator(),
-                self.job.optimizer.discriminator(),
-            ],
+            settings: [Player::Generator, Player::Discriminator].map(|player| self.adam(player)),
             counts: share_counts(&self.pace.counts),
             flags: ahead.flags.shallow_clone(),
             figures: ahead.figures.place(),
@@ -203,7 +224,7 @@ impl Trainer {
         report.compute = watch.read(Part::Compute)?;
         report.reduce = watch.read(Part::Reduce)?;
         report.sent_bytes = collective.sent_bytes().saturating_sub(pending.sent);
-        self.commit(pending.step)?;
+        self.commit(&mut report)?;
         ahead.pending = None;
         Ok(Some(report))
     }

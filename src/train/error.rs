@@ -89,7 +89,8 @@ pub enum TrainError {
     /// A saved state that doesn't fit the job's networks.
     #[error("the state's file {file} doesn't fit this job: {mismatch}")]
     State {
-        /// `generator`, `discriminator`, `optimizer` or `generator_ema`.
+        /// `generator`, `discriminator`, `optimizer`, `generator_ema`, `guard`; those of an older
+        /// state begin with `anchor_` or `candidate_`.
         file: String,
         /// What differs.
         mismatch: Mismatch,
@@ -141,7 +142,10 @@ pub enum Mismatch {
     #[error("it is missing")]
     NoFile,
     /// A file is there for which the job has no use.
-    #[error("the job has no such part (train.ema_decay decides whether there is a generator_ema)")]
+    #[error(
+        "the job has no such part (train.ema_decay decides whether there is a generator_ema, \
+         guard.nonfinite, guard.overpowered and guard.collapsed whether there are anchors)"
+    )]
     ExtraFile,
     /// A tensor is not there.
     #[error("it has no tensor {0}")]
@@ -176,6 +180,9 @@ pub enum Mismatch {
         /// How many it takes.
         expected: usize,
     },
+    /// A number that can't be.
+    #[error("{0} has a value that it can't have")]
+    Value(String),
     /// A count that contradicts another.
     #[error("{name} is {found}, but must be {expected}")]
     Count {

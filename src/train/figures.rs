@@ -3,13 +3,18 @@
 use super::layout::{DiscriminatorLayout, GeneratorLayout, part};
 use super::{StepReport, TrainError};
 use crate::collective::Flags;
+use crate::guard::Verdict;
 use crate::ids::Step;
 use crate::torch::{Event, Stream, TorchError, copy_async, pin_memory};
+use std::ops::Range;
 use std::time::Duration;
 use tch::{Device, Kind, Tensor};
 
-/// Norms and counts of both gradients, D's cost and two beliefs, G's cost, everybody's flags.
-const LEN: usize = 4 + 3 + 1 + Flags::LEN;
+/// Where D's cost and two beliefs begin: after norms and counts of both gradients, G's cost and
+/// everybody's flags.
+const OF_D: usize = 4 + 1 + Flags::LEN;
+/// With them.
+const LEN: usize = OF_D + 3;
 
 /// How often the device is asked whether they have come. It has more to do meanwhile.
 const PATIENCE: Duration = Duration::from_micros(20);
@@ -24,8 +29,10 @@ pub(super) struct Figures {
 }
 
 impl Figures {
-    pub(super) fn new(device: Device) -> Result<Self, TorchError> {
-        let zeros = |device| Tensor::f_zeros([LEN as i64], (Kind::Double, device));
+    /// Two more numbers come if the `diversity` of images is watched.
+    pub(super) fn new(device: Device, diversity: bool) -> Result<Self, TorchError> {
+        let len = LEN + if diversity { 2 } else { 0 };
+        let zeros = |device| Tensor::f_zeros([len as i64], (Kind::Double, device));
         let host = zeros(Device::Cpu)?;
         Ok(Self {
             device: zeros(device)?,
@@ -54,20 +61,23 @@ impl Figures {
         while !self.sent.is_complete()? {
             std::thread::sleep(PATIENCE);
         }
-        let mut values = [0f64; LEN];
+        let mut all = vec![0f64; self.host.numel()];
         self.host
-            .f_copy_data(&mut values, LEN)
+            .f_copy_data(&mut all, self.host.numel())
             .map_err(TorchError::from)?;
+        let mut values = [0f64; LEN];
+        let (first, diversity) = all.split_at(LEN);
+        values.copy_from_slice(first);
         let [
             grad_norm_d,
             nonfinite_d,
             grad_norm_g,
             nonfinite_g,
+            loss_g,
+            flags @ ..,
             loss_d,
             d_real,
             d_fake,
-            loss_g,
-            flags @ ..,
         ] = values;
         Ok(StepReport {
             step,
@@ -79,6 +89,11 @@ impl Figures {
             grad_norm_d,
             grad_norm_g,
             nonfinite: (nonfinite_d + nonfinite_g) as u64,
+            diversity: match diversity {
+                [real, fake] => Some(fake / real),
+                _ => None,
+            },
+            verdict: Verdict::Keep,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
             sent_bytes: 0,
@@ -94,10 +109,12 @@ pub(super) fn write_discriminator(
     layout: &DiscriminatorLayout,
     number: u32,
 ) -> Result<(), TorchError> {
-    write_gradient(place, 0, &part(mean, &layout.gradients)?, number)?;
+    let updating = (&layout.gradients, layout.loss);
+    write_gradient(place, 0, mean, updating, number)?;
     // The scalars end both vectors, in this order.
     let scalars = part(mean, &(layout.loss..layout.len))?;
-    place.f_narrow(0, 4, 3)?.f_copy_(&scalars)?;
+    let mut there = place.f_narrow(0, OF_D as i64, scalars.size1()?)?;
+    there.f_copy_(&scalars)?;
     Ok(())
 }
 
@@ -108,21 +125,25 @@ pub(super) fn write_generator(
     layout: &GeneratorLayout,
     number: u32,
 ) -> Result<(), TorchError> {
-    write_gradient(place, 2, &part(mean, &layout.gradients)?, number)?;
+    let updating = (&layout.gradients, layout.loss);
+    write_gradient(place, 2, mean, updating, number)?;
     let scalars = part(mean, &(layout.loss..layout.len))?;
-    place.f_narrow(0, 7, (LEN - 7) as i64)?.f_copy_(&scalars)?;
+    place.f_narrow(0, 4, scalars.size1()?)?.f_copy_(&scalars)?;
     Ok(())
 }
 
+/// A gradient's norm, and how much of all that an update makes a state of isn't finite: batch
+/// statistics are between the gradient and the loss.
 fn write_gradient(
     place: &Tensor,
     at: i64,
-    gradient: &Tensor,
+    mean: &Tensor,
+    (gradients, loss): (&Range<usize>, usize),
     number: u32,
 ) -> Result<(), TorchError> {
-    let norm = gradient.f_norm_scalaropt_dtype(2.0, Kind::Double)?;
+    let norm = part(mean, gradients)?.f_norm_scalaropt_dtype(2.0, Kind::Double)?;
     place.f_narrow(0, at, 1)?.f_copy_(&norm.f_reshape([1])?)?;
-    let bad = gradient.f_isfinite()?.f_logical_not()?;
+    let bad = part(mean, &(0..loss))?.f_isfinite()?.f_logical_not()?;
     let bad = bad.f_sum(Kind::Double)?.f_reshape([1])?;
     let mut count = place.f_narrow(0, at + 1, 1)?;
     match number {

@@ -7,6 +7,8 @@ use super::{StepReport, TrainError, Trainer, now, update};
 use crate::collective::{Collective, Flags};
 use crate::config::Update;
 use crate::data::Batch;
+use crate::faults;
+use crate::guard::Verdict;
 use crate::ids::Step;
 use crate::model::Player;
 use crate::torch::{self, Measure};
@@ -82,7 +84,7 @@ impl Trainer {
         }
 
         let mut report = self.report(step, gradients)?;
-        self.commit(step)?;
+        self.commit(&mut report)?;
         report.reduce = reduce;
         report.sent_bytes = collective.sent_bytes() - sent;
         report.compute = (now() - started).saturating_sub(reduce);
@@ -95,6 +97,7 @@ impl Trainer {
         spent: &mut Duration,
     ) -> Result<(), TrainError> {
         let mut hosted = slices(&mut self.hosted.discriminator_vectors)?;
+        faults::poison(self.state.step, self.hosted.replicas.start, &mut hosted);
         let mean = self.discriminator_mean.host().as_mut_slice()?;
         reduce(self.state.step, collective, &mut hosted, mean, spent)?;
         Ok(self.discriminator_mean.arrive()?)
@@ -116,43 +119,45 @@ impl Trainer {
     }
 
     /// Makes a network's next state from the mean of its vectors, in the update of the step that has
-    /// this number, and measures the gradient.
+    /// this number, and measures what it made it of.
     fn update(&mut self, player: Player, number: u32) -> Result<Measure, TrainError> {
+        let settings = self.adam(player);
         let work = update::Update {
             game: &self.game,
             number,
             count: &self.pace.counts[player.number() as usize][number as usize],
         };
-        let (gradients, mean, measured) = match player {
+        let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
+        let (gradients, loss, mean, measured) = match player {
             Player::Discriminator => {
                 let mean = self.discriminator_mean.lend();
-                let settings = self.job.optimizer.discriminator();
                 let measured = work.discriminator(
                     &self.state.discriminator,
                     &mut self.next_discriminator,
                     &mean,
                     settings,
                 )?;
-                let gradients = &self.game.discriminator_layout.gradients;
-                (gradients, &mut self.discriminator_mean, measured)
+                (&d.gradients, d.loss, &mut self.discriminator_mean, measured)
             }
             Player::Generator => {
                 let mean = self.generator_mean.lend();
-                let settings = self.job.optimizer.generator();
                 let measured = work.generator(
                     &self.state.generator,
                     [&mut self.next_generator, &mut self.next_discriminator],
                     &mean,
                     settings,
                 )?;
-                let gradients = &self.game.generator_layout.gradients;
-                (gradients, &mut self.generator_mean, measured)
+                (&g.gradients, g.loss, &mut self.generator_mean, measured)
             }
         };
-        Ok(match measured {
+        let mean = mean.host().as_slice()?;
+        let mut measured = match measured {
             Some(measured) => measured,
-            None => torch::measure(&mean.host().as_slice()?[gradients.clone()]),
-        })
+            None => torch::measure(&mean[gradients.clone()]),
+        };
+        // Batch statistics become part of the state too.
+        measured.nonfinite += torch::measure(&mean[gradients.end..loss]).nonfinite;
+        Ok(measured)
     }
 
     /// Reads the means of the last updates.
@@ -170,6 +175,11 @@ impl Trainer {
             grad_norm_d: gradients.norm_d,
             grad_norm_g: gradients.norm_g,
             nonfinite: gradients.nonfinite,
+            diversity: match of_d[d.diversity.clone()] {
+                [real, fake] => Some(f64::from(fake) / f64::from(real)),
+                _ => None,
+            },
+            verdict: Verdict::Keep,
             compute: Duration::ZERO,
             reduce: Duration::ZERO,
             sent_bytes: 0,

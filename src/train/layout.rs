@@ -4,7 +4,7 @@
 //! gradient, the batch statistics averaged over replicas, the global losses and everybody's flags:
 //!
 //! ```text
-//! discriminator   gradients | statistics of D(real) | of D(fake) | J_D, D(x), D(G(z))
+//! discriminator   gradients | statistics of D(real) | of D(fake) | J_D, D(x), D(G(z)), diversity
 //! generator       gradients | statistics of G(z) | of D(fake), judged again | J_G | flags
 //! ```
 //!
@@ -32,6 +32,9 @@ pub(super) struct DiscriminatorLayout {
     pub(super) belief_real: usize,
     /// Mean D(G(z)).
     pub(super) belief_fake: usize,
+    /// Standard deviations over the batch, in the mean over pixels, of real images and of fakes;
+    /// empty if nobody watches them.
+    pub(super) diversity: Range<usize>,
     /// Of the whole vector.
     pub(super) len: usize,
 }
@@ -55,7 +58,7 @@ pub(super) struct GeneratorLayout {
 }
 
 impl DiscriminatorLayout {
-    pub(super) fn new(discriminator: &Architecture) -> Self {
+    pub(super) fn new(discriminator: &Architecture, watches_diversity: bool) -> Self {
         let mut end = 0;
         Self {
             gradients: take(&mut end, discriminator.len()),
@@ -64,6 +67,7 @@ impl DiscriminatorLayout {
             loss: take(&mut end, 1).start,
             belief_real: take(&mut end, 1).start,
             belief_fake: take(&mut end, 1).start,
+            diversity: take(&mut end, if watches_diversity { 2 } else { 0 }),
             len: end,
         }
     }
@@ -142,8 +146,11 @@ mod tests {
             layout.raise(flags, &mut vector);
             assert_eq!(layout.flags(&vector), flags);
         }
-        let layout = DiscriminatorLayout::new(&d);
-        assert_eq!(layout.real.len() + layout.fake.len(), 2 * d.statistics);
-        assert_eq!(layout.len, d.len() + 2 * d.statistics + 3);
+        for (watches, scalars) in [(false, 3), (true, 5)] {
+            let layout = DiscriminatorLayout::new(&d, watches);
+            assert_eq!(layout.real.len() + layout.fake.len(), 2 * d.statistics);
+            assert_eq!(layout.len, d.len() + 2 * d.statistics + scalars);
+            assert_eq!(layout.diversity.end, layout.len);
+        }
     }
 }

@@ -6,8 +6,10 @@
 //! the state or, after an error, none.
 //!
 //! `step` has the mathematics of one replica, `layout` what travels, `update` what becomes of it with
-//! `optimizer`'s Adam, `state` what the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to workers that
-//! don't have it, `hosted` what the hosted replicas need.
+//! `optimizer`'s Adam, `state` what the next step depends on, `snapshot` its names in a checkpoint,
+//! `copying` its way to workers that don't have it, `hosted` what the hosted replicas need.
+//! `committing` is the end of a step: what the guard ([`crate::guard`]) says of it, and the state that
+//! comes of that; `anchors` are older states that it may go back to.
 //!
 //! There are two ways through a step, to the same bits. `host` goes through host memory: replicas
 //! run side by side on `pool`'s threads, and the step is over when the call returns. `ahead` leaves
@@ -17,8 +19,10 @@
 //! tells, `stopwatch` how long it took. `cache` keeps a data set on the device.
 
 mod ahead;
+mod anchors;
 mod arithmetic;
 mod cache;
+mod committing;
 mod copying;
 mod error;
 mod feed;
@@ -49,6 +53,7 @@ use crate::checkpoint::Snapshot;
 use crate::collective::{Collective, Flags};
 use crate::config::Job;
 use crate::data::{Batch, Pixels};
+use crate::guard::Verdict;
 use crate::ids::Step;
 use crate::model::Latents;
 use crate::torch::{self, Adopted, Event, Stream, StreamGuard};
@@ -95,8 +100,12 @@ pub struct StepReport {
     pub grad_norm_d: f64,
     /// L2 norm of G's mean gradient.
     pub grad_norm_g: f64,
-    /// Elements of the mean gradients that are not finite: 0 in a healthy job.
+    /// Elements of the mean gradients and batch statistics that are not finite: 0 in a healthy job.
     pub nonfinite: u64,
+    /// How much fakes vary, in units of the real images; if the guard watches that.
+    pub diversity: Option<f64>,
+    /// What the guard has made of the step.
+    pub verdict: Verdict,
     /// Time spent computing; on a device that reduces by itself, the device's time.
     pub compute: Duration,
     /// Time spent in reductions while nothing was computed, waiting for peers included; on a device
@@ -246,7 +255,7 @@ impl Trainer {
             snapshot,
             &self.game.generator,
             &self.game.discriminator,
-            self.job.train.ema_decay > 0.0,
+            &self.job,
             self.game.device,
         )?;
         self.mark()?;
@@ -263,8 +272,8 @@ impl Trainer {
     /// Returns the report of the step that became the state. With a collective that reduces [on the
     /// device](Collective::on_device) this is the step before, which was under way, and nothing if
     /// none was: the new one is under way then, until the next call or [`settle`](Self::settle). But
-    /// if any flags are up in that report all workers rest there: nothing is under way, and these
-    /// batches are those of the next step still.
+    /// if any flags are up in that report all workers rest there, as they do if the guard stops the
+    /// job: nothing is under way, and these batches are those of the next step still.
     ///
     /// # Errors
     /// [`TrainError`]. The state is then State(t) still, bit for bit, nothing is under way, and the
@@ -479,34 +488,7 @@ impl Trainer {
         }
     }
 
-    /// Makes what is next the state. What can fail comes first, and changes nothing then.
-    fn commit(&mut self, step: Step) -> Result<(), TrainError> {
-        let [of_g, of_d] = self.game.tracked();
-        self.next_generator.batches_tracked = self.state.generator.batches_tracked + of_g;
-        self.next_discriminator.batches_tracked = self.state.discriminator.batches_tracked + of_d;
-        if let Some(average) = &mut self.state.average {
-            average.follow(&self.next_generator, &self.pace)?;
-        }
-        self.mark()?;
-        self.turn(step);
-        Ok(())
-    }
-
-    /// Makes both networks' next states the state; the old ones are room again.
-    fn turn(&mut self, step: Step) {
-        std::mem::swap(&mut self.state.generator, &mut self.next_generator);
-        std::mem::swap(&mut self.state.discriminator, &mut self.next_discriminator);
-        self.side = 1 - self.side;
-        self.state.step = step;
-    }
-
-    /// The state is what the device has made of it by here.
-    fn mark(&mut self) -> Result<(), TrainError> {
-        let current = Stream::current(self.game.device)?;
-        Ok(self.committed.record(current)?)
-    }
-
-    /// While the guard lives this thread's work waits for the state, and for nothing that the
+    /// While what it returns lives this thread's work waits for the state, and for nothing that the
     /// device was given after it: a step that is under way may wait for peers.
     fn read_aside(&self) -> Result<StreamGuard, TrainError> {
         self.committed.block(self.aside)?;

@@ -1,11 +1,17 @@
 //! The state as named tensors, and back.
 //!
 //! `generator`, `discriminator` and `generator_ema` are state dicts of PyTorch's DCGAN example;
-//! `optimizer` holds Adam's moments under `generator.exp_avg.<name>` and so on, and the step.
+//! `optimizer` holds Adam's moments under `generator.exp_avg.<name>` and so on, and the step. `guard`
+//! has the guard's numbers, once it has any. A job that can be rolled back has all but that three
+//! times: the state's own, and those of two older states, as `anchor_generator`,
+//! `candidate_generator` and so on.
 
+use super::anchors::{Anchor, Anchors};
 use super::state::{Average, PlayerState, State};
 use super::{Mismatch, TrainError};
 use crate::checkpoint::{Kind, Snapshot, TensorData};
+use crate::config::Job;
+use crate::guard::{self, Guard};
 use crate::ids::Step;
 use crate::model::architecture::{Entry, Source};
 use crate::model::{Architecture, Player, view};
@@ -15,6 +21,9 @@ use tch::{Device, Tensor};
 
 const OPTIMIZER: &str = "optimizer";
 const AVERAGE: &str = "generator_ema";
+const GUARD: &str = "guard";
+/// What the files of both states to go back to begin with.
+const ANCHORS: [&str; 2] = ["anchor_", "candidate_"];
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 /// Copies the state to the host.
@@ -24,13 +33,43 @@ pub(super) fn save(
     discriminator: &Architecture,
 ) -> Result<Snapshot, TorchError> {
     let mut files = BTreeMap::new();
+    let architectures = [generator, discriminator];
+    let players = [&state.generator, &state.discriminator];
+    let average = state.average.as_ref();
+    save_networks(&mut files, "", state.step, architectures, players, average)?;
+    if let Some(anchors) = &state.anchors {
+        let steps = state.guard.anchors();
+        for ((prefix, step), anchor) in ANCHORS.into_iter().zip(steps).zip(anchors.both()) {
+            let players = [&anchor.generator, &anchor.discriminator];
+            let average = anchor.average.as_ref();
+            save_networks(&mut files, prefix, step, architectures, players, average)?;
+        }
+    }
+    // A guard that has had nothing to do leaves no trace.
+    if state.guard != Guard::default() {
+        let words = guard::NAMES.into_iter().zip(state.guard.words());
+        let words = words.map(|(name, word)| integer(name.to_owned(), word.cast_signed()));
+        files.insert(GUARD.to_owned(), words.collect());
+    }
+    Ok(Snapshot {
+        step: state.step,
+        files,
+    })
+}
+
+/// Copies one state's networks to files whose names begin with `prefix`.
+fn save_networks(
+    files: &mut BTreeMap<String, Vec<TensorData>>,
+    prefix: &str,
+    step: Step,
+    architectures: [&Architecture; 2],
+    players: [&PlayerState; 2],
+    average: Option<&Average>,
+) -> Result<(), TorchError> {
     let mut moments = Vec::new();
-    for (architecture, player) in [
-        (generator, &state.generator),
-        (discriminator, &state.discriminator),
-    ] {
+    for (architecture, player) in architectures.into_iter().zip(players) {
         files.insert(
-            architecture.player.to_string(),
+            format!("{prefix}{}", architecture.player),
             state_dict(
                 architecture,
                 &player.parameters,
@@ -49,11 +88,12 @@ pub(super) fn save(
             }
         }
     }
-    moments.push(integer("step".to_owned(), state.step.0 as i64));
-    files.insert(OPTIMIZER.to_owned(), moments);
-    if let Some(average) = &state.average {
+    moments.push(integer("step".to_owned(), step.0 as i64));
+    files.insert(format!("{prefix}{OPTIMIZER}"), moments);
+    if let Some(average) = average {
+        let [generator, _] = architectures;
         files.insert(
-            AVERAGE.to_owned(),
+            format!("{prefix}{AVERAGE}"),
             state_dict(
                 generator,
                 &average.parameters,
@@ -62,41 +102,83 @@ pub(super) fn save(
             )?,
         );
     }
-    Ok(Snapshot {
-        step: state.step,
-        files,
-    })
+    Ok(())
 }
 
-/// The state that `snapshot` holds, which must have an average if and only if `average` says so.
+/// The state that `snapshot` holds. It must have what the job keeps, and nothing else: an average,
+/// states to roll back to.
 pub(super) fn load(
     snapshot: &Snapshot,
     generator: &Architecture,
     discriminator: &Architecture,
-    average: bool,
+    job: &Job,
     device: Device,
 ) -> Result<State, TrainError> {
-    let fault = |file: &str, mismatch| TrainError::State {
-        file: file.to_owned(),
-        mismatch,
+    let average = job.train.ema_decay > 0.0;
+    let prefixes: &[&str] = match job.guard.rolls_back() {
+        true => &["", ANCHORS[0], ANCHORS[1]],
+        false => &[""],
     };
-    let generator_name = generator.player.to_string();
-    let discriminator_name = discriminator.player.to_string();
     for name in snapshot.files.keys() {
-        let known = [&generator_name, &discriminator_name, OPTIMIZER].contains(&name.as_str())
-            || (average && name == AVERAGE);
-        if !known {
+        let players = [generator, discriminator].map(|network| network.player.to_string());
+        let known = |prefix: &&str| {
+            name.strip_prefix(*prefix).is_some_and(|rest| {
+                players.iter().any(|player| player == rest)
+                    || rest == OPTIMIZER
+                    || (average && rest == AVERAGE)
+            })
+        };
+        if name != GUARD && !prefixes.iter().any(known) {
             return Err(fault(name, Mismatch::ExtraFile));
         }
     }
-    let file = |name: &str| match snapshot.files.get(name) {
-        Some(tensors) => Reader::new(name, tensors),
-        None => Err(fault(name, Mismatch::NoFile)),
+    let guard = match snapshot.files.get(GUARD) {
+        Some(tensors) => Reader::new(GUARD, tensors)?.guard()?,
+        None => Guard::default(),
     };
+    let networks = |prefix: &str, step: Step| {
+        let reader = |name: &str| {
+            let name = format!("{prefix}{name}");
+            match snapshot.files.get(&name) {
+                Some(tensors) => Reader::new(&name, tensors),
+                None => Err(fault(&name, Mismatch::NoFile)),
+            }
+        };
+        load_networks(reader, step, [generator, discriminator], average, device)
+    };
+    let own = networks("", snapshot.step)?;
+    let anchors = job
+        .guard
+        .rolls_back()
+        .then(|| -> Result<_, TrainError> {
+            let [anchor, candidate] = guard.anchors();
+            Ok(Box::new(Anchors {
+                anchor: networks(ANCHORS[0], anchor)?,
+                candidate: networks(ANCHORS[1], candidate)?,
+            }))
+        })
+        .transpose()?;
+    Ok(State {
+        step: Step(snapshot.step.0),
+        generator: own.generator,
+        discriminator: own.discriminator,
+        average: own.average,
+        guard,
+        anchors,
+    })
+}
 
-    let mut optimizer = file(OPTIMIZER)?;
+/// One state's networks, which must be those of `step`.
+fn load_networks<'a>(
+    reader: impl Fn(&str) -> Result<Reader<'a>, TrainError>,
+    step: Step,
+    [generator, discriminator]: [&Architecture; 2],
+    average: bool,
+    device: Device,
+) -> Result<Anchor, TrainError> {
+    let mut optimizer = reader(OPTIMIZER)?;
     let mut player = |architecture: &Architecture| -> Result<PlayerState, TrainError> {
-        let mut reader = file(&architecture.player.to_string())?;
+        let mut reader = reader(&architecture.player.to_string())?;
         let (parameters, running, batches_tracked) = reader.network(architecture)?;
         reader.finish()?;
         let [exp_avg, exp_avg_sq] = MOMENTS.map(|kind| optimizer.moment(architecture, kind));
@@ -109,21 +191,18 @@ pub(super) fn load(
         })
     };
     let (generator_state, discriminator_state) = (player(generator)?, player(discriminator)?);
-    let step = optimizer.integer("step")?;
-    optimizer.finish()?;
-    if step != snapshot.step.0 as i64 {
-        return Err(fault(
-            OPTIMIZER,
-            Mismatch::Count {
-                name: "step".to_owned(),
-                found: step,
-                expected: snapshot.step.0 as i64,
-            },
-        ));
+    let found = optimizer.integer("step")?;
+    if found != step.0 as i64 {
+        return Err(optimizer.fault(Mismatch::Count {
+            name: "step".to_owned(),
+            found,
+            expected: step.0 as i64,
+        }));
     }
+    optimizer.finish()?;
     let average = average
         .then(|| -> Result<Average, TrainError> {
-            let mut reader = file(AVERAGE)?;
+            let mut reader = reader(AVERAGE)?;
             let (parameters, running, batches_tracked) = reader.network(generator)?;
             reader.finish()?;
             Ok(Average {
@@ -133,12 +212,18 @@ pub(super) fn load(
             })
         })
         .transpose()?;
-    Ok(State {
-        step: Step(snapshot.step.0),
+    Ok(Anchor {
         generator: generator_state,
         discriminator: discriminator_state,
         average,
     })
+}
+
+fn fault(file: &str, mismatch: Mismatch) -> TrainError {
+    TrainError::State {
+        file: file.to_owned(),
+        mismatch,
+    }
 }
 
 /// A network from a state dict: flat parameters and running statistics, in host memory.
@@ -290,6 +375,18 @@ impl<'a> Reader<'a> {
         let mut value = [0; 8];
         value.copy_from_slice(bytes);
         Ok(i64::from_le_bytes(value))
+    }
+
+    /// All of the guard's numbers.
+    fn guard(mut self) -> Result<Guard, TrainError> {
+        let mut words = [0; guard::WORDS];
+        for (word, name) in words.iter_mut().zip(guard::NAMES) {
+            *word = self.integer(name)?.cast_unsigned();
+        }
+        let guard = Guard::from_words(words)
+            .map_err(|name| self.fault(Mismatch::Value(name.to_owned())))?;
+        self.finish()?;
+        Ok(guard)
     }
 
     fn floats(&mut self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TrainError> {

@@ -1,9 +1,11 @@
 //! State(t): all that the next step depends on.
 
 use super::TrainError;
+use super::anchors::Anchors;
 use super::layout::part;
 use super::pace::{Pace, Share};
 use crate::config::Job;
+use crate::guard::Guard;
 use crate::ids::Step;
 use crate::model::architecture::BATCH_NORM_MOMENTUM;
 use crate::model::{Architecture, initial_parameters, initial_running, iterate};
@@ -47,6 +49,9 @@ pub(super) struct State {
     pub(super) discriminator: PlayerState,
     /// When `train.ema_decay` is above 0.
     pub(super) average: Option<Average>,
+    pub(super) guard: Guard,
+    /// When the job can be rolled back.
+    pub(super) anchors: Option<Box<Anchors>>,
 }
 
 impl State {
@@ -62,12 +67,18 @@ impl State {
         let average = (job.train.ema_decay > 0.0)
             .then(|| Average::of(&generator))
             .transpose()?;
-        Ok(Self {
+        let mut state = Self {
             step: Step(0),
             generator,
             discriminator,
             average,
-        })
+            guard: Guard::default(),
+            anchors: None,
+        };
+        if job.guard.rolls_back() {
+            state.anchors = Some(Box::new(Anchors::initial(&state)?));
+        }
+        Ok(state)
     }
 }
 
@@ -94,6 +105,20 @@ impl PlayerState {
             running: self.running.f_zeros_like()?,
             batches_tracked: self.batches_tracked,
         })
+    }
+
+    /// Becomes what `from` is, in memory of its own.
+    pub(super) fn take(&mut self, from: &Self) -> Result<(), TorchError> {
+        for (to, from) in [
+            (&mut self.parameters, &from.parameters),
+            (&mut self.exp_avg, &from.exp_avg),
+            (&mut self.exp_avg_sq, &from.exp_avg_sq),
+            (&mut self.running, &from.running),
+        ] {
+            to.f_copy_(from)?;
+        }
+        self.batches_tracked = from.batches_tracked;
+        Ok(())
     }
 
     /// The same memory.
@@ -143,16 +168,31 @@ impl PlayerState {
 
 impl Average {
     fn of(generator: &PlayerState) -> Result<Self, TorchError> {
-        let copy = |tensor: &Tensor| -> Result<Tensor, TorchError> {
-            let mut copy = tensor.f_zeros_like()?;
-            copy.f_copy_(tensor)?;
-            Ok(copy)
-        };
-        Ok(Self {
-            parameters: copy(&generator.parameters)?,
-            running: copy(&generator.running)?,
+        let mut average = Self {
+            parameters: generator.parameters.f_zeros_like()?,
+            running: generator.running.f_zeros_like()?,
             batches_tracked: generator.batches_tracked,
+        };
+        average.parameters.f_copy_(&generator.parameters)?;
+        average.running.f_copy_(&generator.running)?;
+        Ok(average)
+    }
+
+    /// Room for another one.
+    pub(super) fn room(&self) -> Result<Self, TorchError> {
+        Ok(Self {
+            parameters: self.parameters.f_zeros_like()?,
+            running: self.running.f_zeros_like()?,
+            batches_tracked: self.batches_tracked,
         })
+    }
+
+    /// Becomes what `from` is, in memory of its own.
+    pub(super) fn take(&mut self, from: &Self) -> Result<(), TorchError> {
+        self.parameters.f_copy_(&from.parameters)?;
+        self.running.f_copy_(&from.running)?;
+        self.batches_tracked = from.batches_tracked;
+        Ok(())
     }
 
     /// average = decay·average + (1 - decay)·generator, at the step that the pace is set to.

@@ -230,7 +230,10 @@ impl Game {
         let discriminator = Architecture::discriminator(model, job.train.packing).ordered(order);
         let [channels, high, wide] = job.packed_shape().map(i64::from);
         Self {
-            discriminator_layout: DiscriminatorLayout::new(&discriminator),
+            discriminator_layout: DiscriminatorLayout::new(
+                &discriminator,
+                job.guard.watches_diversity(),
+            ),
             generator_layout: GeneratorLayout::new(&generator, &discriminator, job.train.update),
             generator,
             discriminator,
@@ -284,6 +287,7 @@ impl Game {
         let d_d = Tensor::f_run_backward(&[&j_d], discriminator.leaves(), false, false)?;
 
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        self.write_diversity(&vectors.discriminator, inputs, &fake)?;
         let kept = self.keeps_real().then(|| x.f_detach());
         Ok(Fakes {
             images,
@@ -392,6 +396,7 @@ impl Game {
         let mut travelling = if self.together() { real } else { faked };
         travelling.f_copy_(&look)?;
         self.write_discriminator(&vectors.discriminator, &d_d, &j_d, [&on_real, &on_fake])?;
+        self.write_diversity(&vectors.discriminator, inputs, &fake)?;
         Ok(Answer {
             cost: j_g,
             leaves: generator.into_leaves(),
@@ -690,6 +695,28 @@ impl Game {
             .beliefs(&on_real.f_detach()?, &on_fake.f_detach()?)?;
         for (place, belief) in [to.belief_real, to.belief_fake].into_iter().zip(beliefs) {
             write_scalar(vector, place, &belief.f_mean(Kind::Float)?)?;
+        }
+        Ok(())
+    }
+
+    /// How much the samples of each batch, real and fake, differ from each other: a pixel's standard
+    /// deviation over the batch, in the mean over channels and pixels. Before augmentation and noise,
+    /// which are no merit of G's.
+    fn write_diversity(
+        &self,
+        vector: &Tensor,
+        inputs: &Inputs,
+        fake: &Tensor,
+    ) -> Result<(), TorchError> {
+        let places = self.discriminator_layout.diversity.clone();
+        if places.is_empty() {
+            return Ok(());
+        }
+        let real = self.real(&inputs.pixels)?;
+        for (place, images) in places.zip([&real, fake]) {
+            let images = images.f_detach()?.f_to_kind(Kind::Float)?;
+            let deviation = images.f_std_dim(&[0i64][..], false, false)?;
+            write_scalar(vector, place, &deviation.f_mean(Kind::Float)?)?;
         }
         Ok(())
     }

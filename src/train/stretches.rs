@@ -296,6 +296,8 @@ pub(super) struct Stretches {
     recorder: Option<Box<dyn Recorder>>,
     done: [u32; 2],
     recorded: [Option<Box<dyn Recorded>>; 2],
+    /// What was recorded has these numbers in it.
+    settings: Option<[Adam; 2]>,
 }
 
 impl Stretches {
@@ -304,6 +306,7 @@ impl Stretches {
             recorder,
             done: [0; 2],
             recorded: [None, None],
+            settings: None,
         }
     }
 
@@ -312,6 +315,10 @@ impl Stretches {
         let Some(recorder) = &mut self.recorder else {
             return;
         };
+        if self.settings.replace(work.settings) != Some(work.settings) {
+            // After a rollback the rates are lower.
+            self.recorded = [None, None];
+        }
         if self.recorded[side].is_some() {
             return;
         }

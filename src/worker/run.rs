@@ -5,19 +5,20 @@ use super::history::History;
 use super::inbox::{Came, Inbox};
 use super::saving::Saver;
 use super::training::{Report, Tools};
-use super::wire::EpochWork;
+use super::wire::{self, EpochWork};
 use crate::collective::{Abort, Collective, Flags};
 use crate::config::Job;
 use crate::data::{DataError, Loader, Mixture, Next};
 use crate::faults::{self, Point};
+use crate::guard::Verdict;
 use crate::ids::{Epoch, Generation, Step};
-use crate::membership::{Close, Finish};
+use crate::membership::{Close, Finish, Halt};
 use crate::model::Latents;
 use crate::plan::Plan;
 use crate::proto;
 use crate::random::{Domain, Key};
 use crate::sample::{self, Images};
-use crate::telemetry::catalog::StepPhase;
+use crate::telemetry::catalog::{GuardVerdict, StepPhase};
 use crate::telemetry::metrics;
 use crate::train::{StepReport, TrainError, Trainer};
 use std::time::{Duration, Instant};
@@ -118,6 +119,10 @@ impl Run<'_> {
             Some(Close::Stopped) => return self.conclude(Finish::Stopped),
             Some(Close::Left) => return self.conclude(Finish::Left),
         }
+        if let Some(verdict) = self.halted() {
+            // The guard has stopped the job here, and not all who were to say so have.
+            return self.halt(verdict);
+        }
         self.save_what_is_due()?;
         let mut at = Moments {
             reported: None,
@@ -190,10 +195,29 @@ impl Run<'_> {
             self.report();
         }
         self.save(&report)?;
+        if let Some(verdict) = self.halted() {
+            return self.halt(verdict).map(Some);
+        }
         if report.flags.any() && report.step < self.total {
             return self.obey(report.flags).map(Some);
         }
         Ok(None)
+    }
+
+    /// Why the job ends at the state that is reached, if its guard says so. At the job's last step
+    /// there is nothing left to stop.
+    fn halted(&self) -> Option<Verdict> {
+        let verdict = self.trainer.halt()?;
+        (self.trainer.step() < self.total).then_some(verdict)
+    }
+
+    /// All see the verdict at the same step, as they do a flag.
+    fn halt(&mut self, verdict: Verdict) -> Result<Ended, GenerationError> {
+        let step = self.trainer.step();
+        self.conclude(Finish::Halted(Halt {
+            reason: verdict.to_string(),
+            sound: verdict.sound(step),
+        }))
     }
 
     fn job(&self) -> &Job {
@@ -291,7 +315,32 @@ impl Run<'_> {
             grad_norm_g: report.grad_norm_g,
             nonfinite: report.nonfinite,
             compute_seconds: report.compute.as_secs_f64(),
+            guard: wire::guarded(&report.verdict),
         });
+        self.tell(report);
+    }
+
+    /// Logs what the guard had to say: whoever leads, for all.
+    fn tell(&self, report: &StepReport) {
+        let StepReport {
+            step,
+            nonfinite,
+            verdict,
+            ..
+        } = report;
+        let label = match verdict {
+            Verdict::Keep => return,
+            Verdict::Warn(_) => GuardVerdict::Warn,
+            Verdict::Skip(_) => GuardVerdict::Skip,
+            Verdict::RollBack { .. } => GuardVerdict::RollBack,
+            Verdict::Stop { .. } => GuardVerdict::Stop,
+        };
+        metrics::train::guarded(label);
+        if self.saver.is_some() {
+            tracing::warn!(%step, nonfinite, "the guard: {verdict}");
+        } else {
+            tracing::debug!(%step, nonfinite, "the guard: {verdict}");
+        }
     }
 
     fn measure(&self, report: &StepReport, epoch: Epoch, waited: Duration, took: Duration) {
@@ -312,6 +361,8 @@ impl Run<'_> {
             grad_norm_d: report.grad_norm_d,
             grad_norm_g: report.grad_norm_g,
             nonfinite: report.nonfinite,
+            diversity: report.diversity,
+            rate: self.trainer.rate(),
         });
     }
 

@@ -1,6 +1,7 @@
 //! Between the protocol's messages and what the worker does with them.
 
 use crate::collective::{Group, GroupPeer};
+use crate::guard::Verdict;
 use crate::ids::{Epoch, Generation, Rank, ReplicaId, Step};
 use crate::membership::{Breakage, CheckpointRecord, Close, DeviceKind, Finish, Forming, Standing};
 use crate::plan::Span;
@@ -187,11 +188,45 @@ pub(super) fn collective_failed(generation: Generation, step: Step, breakage: Br
     })
 }
 
+/// What the guard has said of a step, if anything.
+pub(super) fn guarded(verdict: &Verdict) -> Option<proto::GuardRecord> {
+    let finding = verdict.finding()?;
+    let mut said = proto::GuardRecord {
+        trouble: u32::from(finding.trouble.number()),
+        figure: finding.figure,
+        ..proto::GuardRecord::default()
+    };
+    let kind = match *verdict {
+        Verdict::Keep => return None,
+        Verdict::Warn(_) => proto::GuardVerdict::Warn,
+        Verdict::Skip(_) => proto::GuardVerdict::Skip,
+        Verdict::RollBack { to, number, .. } => {
+            said.to = to.0;
+            said.rollbacks = number;
+            proto::GuardVerdict::RollBack
+        }
+        Verdict::Stop {
+            rollbacks, in_vain, ..
+        } => {
+            said.rollbacks = rollbacks;
+            said.in_vain = in_vain;
+            proto::GuardVerdict::Stop
+        }
+    };
+    said.verdict = kind.into();
+    Some(said)
+}
+
 pub(super) fn finished(generation: Generation, step: Step, finish: Finish) -> Kind {
+    let mut sound = 0;
     let (cause, detail) = match finish {
         Finish::Complete => (proto::FinishCause::Complete, String::new()),
         Finish::Stopped => (proto::FinishCause::Stopped, String::new()),
         Finish::Left => (proto::FinishCause::Left, String::new()),
+        Finish::Halted(halt) => {
+            sound = halt.sound.0;
+            (proto::FinishCause::Halted, halt.reason)
+        }
         Finish::Failed(detail) => (proto::FinishCause::Failed, detail),
     };
     Kind::Finished(proto::Finished {
@@ -199,6 +234,7 @@ pub(super) fn finished(generation: Generation, step: Step, finish: Finish) -> Ki
         step: step.0,
         cause: cause.into(),
         detail,
+        sound,
     })
 }
 

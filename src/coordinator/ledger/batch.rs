@@ -374,4 +374,23 @@ impl<'a> Batch<'a> {
         )?;
         Ok(())
     }
+
+    /// Writes an event down, unless the same is there already: of a step that may be told twice.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn event_once(
+        &mut self,
+        generation: Generation,
+        kind: EventKind,
+        detail: &str,
+        unix_seconds: f64,
+    ) -> Result<(), LedgerError> {
+        self.execute(
+            "INSERT INTO events (unix_seconds, generation, kind, detail) SELECT ?1, ?2, ?3, ?4
+             WHERE NOT EXISTS (SELECT 1 FROM events WHERE kind = ?3 AND detail = ?4)",
+            params![unix_seconds, generation.0, kind.to_string(), detail],
+        )?;
+        Ok(())
+    }
 }

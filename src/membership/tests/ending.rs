@@ -75,6 +75,43 @@ fn a_stop_while_some_rest_forms_a_generation_that_only_saves() {
     assert_eq!(outcome(&actions), Some(&Outcome::Stopped(Step(12))));
 }
 
+#[test]
+fn a_job_that_its_guard_has_stopped_is_over_whatever_else_it_was_told() {
+    let halt = || Halt {
+        reason: "guard.collapsed".to_owned(),
+        sound: Step(7),
+    };
+    let over = Outcome::Halted(Step(33), halt());
+    let mut job = Job::running(rules(2), 2);
+    job.finished(1, 33, Finish::Halted(halt()));
+    assert_eq!(*job.phase(), Phase::Stopping);
+    let actions = job.finished(2, 33, Finish::Halted(halt()));
+    assert_eq!(outcome(&actions), Some(&over));
+
+    // A person was quicker to ask, but not to stop it.
+    let mut job = Job::running(rules(2), 2);
+    job.event(stop());
+    for id in [1, 2] {
+        let actions = job.finished(id, 33, Finish::Halted(halt()));
+        assert_eq!(outcome(&actions), (id == 2).then_some(&over));
+    }
+
+    // If the leader dies before it has saved the last state, whoever is left holds it, and says so.
+    let mut job = Job::running(elastic(2, 2), 2);
+    job.finished(2, 33, Finish::Halted(halt()));
+    let actions = job.lost(1);
+    let [assignment] = &assignments(&actions)[..] else {
+        panic!("one is left: {actions:?}");
+    };
+    assert_eq!(
+        assignment.close, None,
+        "the state itself says that it is the last"
+    );
+    job.formed(&[2], 33);
+    let actions = job.finished(2, 33, Finish::Halted(halt()));
+    assert_eq!(outcome(&actions), Some(&over));
+}
+
 /// Invariant 4.
 #[test]
 fn a_stop_below_the_minimum_saves_what_is_held() {

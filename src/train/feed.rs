@@ -2,7 +2,8 @@
 //! from memory that a GPU fetches it from by itself, so that nobody waits.
 
 use super::TrainError;
-use super::step::{Game, Inputs, Rounds};
+use super::inputs::{Inputs, Rounds};
+use super::step::Game;
 use crate::data::{Batch, Pixels};
 use crate::regularise::Chance;
 use crate::torch::{Event, Stream, TorchError, copy_async, pin_memory, write};

@@ -2,7 +2,7 @@
 
 use super::error::Attempt;
 use super::hosted::slices;
-use super::step::Weights;
+use super::inputs::Weights;
 use super::{StepReport, TrainError, Trainer, now, update};
 use crate::collective::{Collective, Flags};
 use crate::config::Update;

@@ -6,7 +6,8 @@
 
 use super::TrainError;
 use super::pool::Pool;
-use super::step::{Game, Vectors};
+use super::step::Game;
+use super::vectors::Vectors;
 use crate::collective::tree;
 use crate::config::Job;
 use crate::data::Batch;

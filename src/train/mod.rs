@@ -5,9 +5,10 @@
 //! step is transactional: the next state is made in memory of its own, and either all of it becomes
 //! the state or, after an error, none.
 //!
-//! `step` has the mathematics of one replica, `layout` what travels, `update` what becomes of it with
-//! `optimizer`'s Adam, `state` what the next step depends on, `snapshot` its names in a checkpoint,
-//! `copying` its way to workers that don't have it, `hosted` what the hosted replicas need.
+//! `step` has the mathematics of one replica, `inputs` what it computes on, `vectors` what it leaves,
+//! `layout` where that stands while it travels, `update` what becomes of it with `optimizer`'s Adam,
+//! `state` what the next step depends on, `snapshot` its names in a checkpoint, `copying` its way to
+//! workers that don't have it, `hosted` what the hosted replicas need.
 //! `committing` is the end of a step: what the guard ([`crate::guard`]) says of it, and the state that
 //! comes of that; `anchors` are older states that it may go back to.
 //!
@@ -30,6 +31,7 @@ mod figures;
 mod graphs;
 mod host;
 mod hosted;
+mod inputs;
 mod layout;
 mod optimizer;
 mod pace;
@@ -44,6 +46,7 @@ mod stretches;
 #[cfg(test)]
 mod tests;
 mod update;
+mod vectors;
 
 pub use error::{Attempt, Mismatch, TrainError};
 pub use pyramid::Pyramid;

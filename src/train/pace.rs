@@ -3,7 +3,7 @@
 //! What a device is given may be done long after it was given, or again and again: these numbers
 //! are no part of it, but lie in memory that is set, in the same queue, before each step.
 
-use super::step::Rounds;
+use super::inputs::Rounds;
 use crate::ids::Step;
 use crate::torch::TorchError;
 use tch::{Device, Kind, Tensor};

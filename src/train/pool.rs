@@ -4,7 +4,9 @@
 //! Every thread computes with the job's number of intra-op threads, so that how many replicas run
 //! side by side changes no bit.
 
-use super::step::{Answer, Fakes, Game, Vectors, Weights};
+use super::inputs::Weights;
+use super::step::{Answer, Fakes, Game};
+use super::vectors::Vectors;
 use super::{TrainError, now};
 use crate::config::Update;
 use crate::data::Batch;

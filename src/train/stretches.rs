@@ -6,11 +6,13 @@
 
 use super::TrainError;
 use super::figures;
+use super::inputs::{Inputs, Rounds, Weights};
 use super::layout::part;
 use super::pool::Half;
 use super::state::PlayerState;
-use super::step::{Game, Inputs, Rounds, Vectors, Weights};
+use super::step::Game;
 use super::update;
+use super::vectors::Vectors;
 use crate::config::{Adam, Update};
 use crate::ids::ReplicaId;
 use crate::torch;

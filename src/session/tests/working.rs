@@ -269,7 +269,11 @@ fn a_job_that_fails_ends_its_workers_as_failed() {
     assert_eq!(code(waiting(), None), 1);
     assert_eq!(code(training(), Some(Finish::Stopped)), 1);
     assert_eq!(code(training(), Some(Finish::Complete)), 1);
-    assert_eq!(code(training(), Some(Finish::Left)), 75, "it was told to go");
+    assert_eq!(
+        code(training(), Some(Finish::Left)),
+        75,
+        "it was told to go"
+    );
 }
 
 #[test]

@@ -10,8 +10,9 @@ mod precision;
 mod step;
 mod variants;
 
+use super::inputs::Weights;
 use super::layout::part;
-use super::step::{Vectors, Weights};
+use super::vectors::Vectors;
 use super::*;
 use crate::checkpoint::TensorData;
 use crate::collective::{CollectiveError, InProcess};

@@ -415,8 +415,8 @@ impl Session {
             }
             Event::Ended { outcome, good } => {
                 let exit = match &self.work {
-                    // Who was told to go, or failed, says so; who finished ends as the job does.
-                    Work::Finishing(farewell) if good || !is_done(&farewell.finish) => {
+                    // What it did itself counts more, unless all it did was to stop with the job.
+                    Work::Finishing(farewell) if good || farewell.finish != Finish::Stopped => {
                         exit_of(&farewell.finish)
                     }
                     _ if good => Exit::Done,
@@ -749,14 +749,6 @@ impl Rest {
             Some(breakage) => Action::SayCollectiveFailed(self.generation, step, breakage.clone()),
         }
     }
-}
-
-/// Whether nothing went wrong with this worker, nor was it told to go.
-fn is_done(finish: &Finish) -> bool {
-    matches!(
-        finish,
-        Finish::Complete | Finish::Stopped | Finish::Halted(_)
-    )
 }
 
 fn exit_of(finish: &Finish) -> Exit {

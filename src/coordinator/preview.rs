@@ -59,11 +59,16 @@ pub(super) fn check(job: &Job) -> Result<String, CoordinatorError> {
         network(&mut out, &Architecture::of(player, model, train.packing));
     }
     let ema = train.ema_decay > 0.0;
+    // Two older ones that it may go back to.
+    let (states, anchors) = match job.guard.rolls_back() {
+        true => (3, ", anchors"),
+        false => (1, ""),
+    };
     let _ = writeln!(
         out,
-        "state          {} parameters, {} with moments and statistics",
+        "state          {} parameters, {} with moments{anchors} and statistics",
         parameters(model, train.packing),
-        bytes(state_bytes(model, train.packing, ema))
+        bytes(states * state_bytes(model, train.packing, ema))
     );
     let _ = writeln!(
         out,

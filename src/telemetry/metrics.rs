@@ -399,7 +399,7 @@ mod tests {
             grad_norm_d: 3.0,
             grad_norm_g: 4.0,
             nonfinite: 2,
-            diversity: None,
+            diversity: Some(0.5),
             rate: 1.0,
         });
         checkpoint::written(Duration::from_secs(1), 1000, 1_700_000_000.5);

@@ -66,7 +66,7 @@ impl Pyramid {
                 0 => Key::new(Domain::Samples, &[seed]),
                 _ => Key::new(Domain::Samples, &[seed, level]),
             };
-            let latents = Latents::of(sampler.model(), key, labels.len())?;
+            let latents = Latents::first(sampler.model(), key, labels.len())?;
             images = Some(match images {
                 None => sampler.values(&latents, labels)?,
                 Some(coarse) => sampler.refine(&coarse, &latents, labels)?,

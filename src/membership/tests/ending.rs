@@ -132,27 +132,6 @@ fn a_stop_below_the_minimum_saves_what_is_held() {
     assert_eq!(outcome(&actions), Some(&Outcome::Drained(Step(10))));
 }
 
-/// How a worker ends doesn't depend on whether a checkpoint was due at the step where it waited.
-#[test]
-fn a_job_that_waits_in_vain_has_failed_for_its_workers_too() {
-    for saved in [false, true] {
-        let mut job = Job::running(rules(2), 2);
-        if saved {
-            job.saved(1, 10);
-        }
-        job.lost(2);
-        let mut actions = job.timeout();
-        if !saved {
-            assert_eq!(told(&actions), [(1, "close")]);
-            job.formed(&[1], 10);
-            job.saved(1, 10);
-            actions = job.finished(1, 10, Finish::Stopped);
-        }
-        assert_eq!(told(&actions), [(1, "ended")]);
-        assert!(failure(&actions).contains("1 of 2 ready"));
-    }
-}
-
 /// Invariant 7.
 #[test]
 fn a_stop_that_takes_too_long_ends_and_says_who_was_waited_for() {

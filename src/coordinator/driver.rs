@@ -12,6 +12,7 @@ use super::plans::Plans;
 use super::recording::{label, log_line, recovered, unix_seconds, write};
 use super::sessions::{Outbox, SessionId, Sessions};
 use super::status::{Evaluations, Progress};
+use super::wanted::Wanted;
 use super::wire::{self, Context};
 use crate::config::Score;
 use crate::faults::{self, Point};
@@ -122,6 +123,8 @@ pub(super) struct Driver {
     pub(super) shown: Shown,
     /// What the first of the steps that were reported last took to compute, seconds.
     pub(super) compute: f64,
+    /// How many workers there should be.
+    pub(super) wanted: Wanted,
     /// By which score a checkpoint is the best.
     pub(super) judged_by: Score,
 }
@@ -419,6 +422,7 @@ impl Driver {
                 tracing::info!(%generation, %cause, workers = seats.len(), "forming");
                 self.members = (generation, wire::members(&seats));
                 coord::reconfigured(generation, label(cause));
+                self.wanted.formed(seats.len());
             }
             Record::Reached(step) => self.reached.newest = self.reached.newest.max(step),
             Record::Rewound(step) => {
@@ -436,6 +440,9 @@ impl Driver {
             }
             Record::Recovered(recovery) => recovered(&recovery, self.compute),
             Record::Event(kind, detail) => {
+                if kind == EventKind::Left {
+                    self.wanted.left();
+                }
                 match kind {
                     EventKind::Died
                     | EventKind::Refused
@@ -596,6 +603,7 @@ impl Driver {
         ] {
             coord::workers(shown, count(states));
         }
+        coord::workers_wanted(self.wanted.count());
         let steps = members
             .values()
             .filter(|member| member.seat.is_some())

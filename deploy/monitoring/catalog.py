@@ -33,7 +33,7 @@ class Exported(NamedTuple):
 def table(readme: str) -> Dict[str, Metric]:
     rows = readme.split("<!-- metrics -->\n")[1].split("<!-- /metrics -->")[0].splitlines()
     if rows[0] != "| metric | type | unit | labels | exported by | meaning |":
-        raise ValueError(f"README.md: the table of metrics has other columns: {rows[0]}")
+        raise ValueError(f"its columns are {rows[0]}")
     found = {}
     for row in rows[2:]:
         name, kind, unit, label, by, meaning = (cell.strip() for cell in row.strip("|").split("|"))
@@ -66,7 +66,10 @@ def exported(body: str) -> Dict[str, Exported]:
         elif line.startswith("# TYPE "):
             found[words[2]] = Exported(words[3], helps.get(words[2], ""), [])
         elif line and not line.startswith("#"):
-            name, labels, value = re.fullmatch(r"(\w+)(?:{(.*)})? (\S+)", line).groups()
+            match = re.fullmatch(r"(\w+)(?:{(.*)})? (\S+)", line)
+            if match is None:
+                raise ValueError(f"a scrape has the line {line!r}")
+            name, labels, value = match.groups()
             pairs = dict(re.findall(r'(\w+)="((?:\\.|[^"\\])*)"', labels or ""))
             base = next((name[:-len(part)] for part in PARTS
                          if name.endswith(part) and name[:-len(part)] in found), name)

@@ -132,7 +132,7 @@ ANSWERS = [Spoil("answers", what, do) for what, do in [
     ("no expression", swap("Lag", "max by", "max bye")),
 ]]
 
-# The same of the rules.
+# What only it can notice, of the rules.
 DEFINED = [Spoil("defined", what, do) for what, do in [
     ("an alert on a metric that there is not", lambda groups: rule(
         groups, "GanglionFewerWorkers").update(expr="gan_coord_workers_wished > 1")),
@@ -140,4 +140,20 @@ DEFINED = [Spoil("defined", what, do) for what, do in [
         groups, "GanglionFewerWorkers").update(expr='gan_coord_workers{state="trainning"} < 1')),
     ("a record of which nothing came", lambda groups: rule(
         groups, "namespace:gan_train_step:rate5m").update(record="namespace:gan_step:rate5m")),
+]]
+
+# Of training.Health.
+HEALTH = [Spoil("health", what, do) for what, do in [
+    ("a rule that can't be evaluated", lambda h: h.groups[0]["rules"][0].update(health="err")),
+    ("a scrape that can't be read", lambda h: h.targets[0].update(health="down", lastError="x")),
+]]
+
+# Of the overlay `monitoring`, rendered.
+OVERLAY = [Spoil("kubernetes", what, do) for what, do in [
+    ("another threshold on Kubernetes", lambda documents: rule(next(
+        one for one in documents if one["kind"] == "PrometheusRule")["spec"]["groups"],
+        "GanglionDataStarved").update(expr="instance:gan_worker_data_wait:ratio5m > 0.9")),
+    ("a dashboard that Grafana doesn't look for", lambda documents: next(
+        one for one in documents if one["metadata"]["name"] == "gan-dashboard")["metadata"][
+            "labels"].pop("grafana_dashboard")),
 ]]

@@ -11,7 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Tuple
 
 import yaml
 
@@ -284,13 +284,23 @@ def defined(watched: Watched, groups: List[Dict[str, Any]]) -> Problems:
             yield f"{name} has recorded nothing"
 
 
-def faultless(watched: Watched) -> Problems:
-    """Prometheus could evaluate every rule and read every scrape."""
-    for group in watched.ask("rules")["groups"]:
-        for rule in group["rules"]:
+class Health(NamedTuple):
+    """What Prometheus says of its own work."""
+
+    groups: List[Dict[str, Any]]
+    targets: List[Dict[str, Any]]  # without the killed worker
+
+    def problems(self) -> Problems:
+        for rule in (rule for group in self.groups for rule in group["rules"]):
             if rule["health"] != "ok":
                 yield f"{rule['name']}: {rule['health']} {rule.get('lastError', '')}"
-    lives = watched.targets["gan-coord"] + watched.targets["gan-worker"][:1]
-    for target in watched.ask("targets")["activeTargets"]:
-        if target["labels"]["instance"] in lives and target["health"] != "up":
-            yield f"{target['scrapeUrl']}: {target['lastError']}"
+        for target in self.targets:
+            if target["health"] != "up":
+                yield f"{target['scrapeUrl']}: {target['lastError']}"
+
+
+def health(watched: Watched) -> Health:
+    _, killed, _ = watched.targets["gan-worker"]
+    return Health(watched.ask("rules")["groups"],
+                  [target for target in watched.ask("targets")["activeTargets"]
+                   if target["labels"]["instance"] != killed])

@@ -11,11 +11,11 @@ GOLDENS := $(wildcard tests/golden*/*.py)
 unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBTORCH_CXX11_ABI
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint k8s-check image-check bench soak bench-compare gpu-check export-check goldens \
+.PHONY: help setup demo test lint k8s-check monitoring-check image-check bench soak bench-compare gpu-check export-check goldens \
 	clean-demo
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
 
 setup: ## lay libtorch, NCCL and CUDA's headers out at .libtorch (once; GAN_CUDA=1 for GPUs)
 	@deploy/libtorch.sh
@@ -42,10 +42,15 @@ test: setup ## all that CI checks: format, lints, documentation, tests
 	$(CARGO) test --locked --all-targets
 	$(CARGO) test --locked --doc
 	$(PYTHON) deploy/kubernetes/check.py
+	$(PYTHON) deploy/monitoring/check.py
 
 k8s-check: setup ## render and check deploy/kubernetes and the Dockerfile, without a cluster
 	$(CARGO) build --locked --bins
 	$(PYTHON) deploy/kubernetes/check.py
+
+monitoring-check: setup ## check dashboard, alerts and metrics, with a real Prometheus and a short training
+	$(CARGO) build --locked --bins
+	$(PYTHON) deploy/monitoring/check.py
 
 image-check: setup ## build both images without an engine, and train in them (root, buildah, debootstrap)
 	$(CARGO) build --release --locked

@@ -61,7 +61,7 @@ def schema(cluster: Cluster) -> Iterator[str]:
             checked = [{"apiVersion": "batch/v1", "kind": "Job",
                         "metadata": {"name": part["name"]}, "spec": part["template"]["spec"]}
                        for part in document["spec"]["replicatedJobs"]]
-        elif document["kind"] == "ServiceMonitor":
+        elif document["kind"] in ("ServiceMonitor", "PrometheusRule"):
             continue  # rules.operators
         for one in checked:
             try:

@@ -184,9 +184,11 @@ def references(cluster: Cluster) -> Problems:
             ours = cluster.names("PersistentVolumeClaim")
             if claim and claim not in ours and claim not in FOREIGN_CLAIMS:
                 yield f"{pods.name}: there is no PersistentVolumeClaim {claim}"
-    for name in cluster.names("ConfigMap"):
-        if name not in used:
-            yield f"ConfigMap {name} is not used"
+    for document in cluster.all("ConfigMap"):
+        # Grafana finds its dashboards by their label.
+        shown = document["metadata"].get("labels", {}).get("grafana_dashboard") == "1"
+        if document["metadata"]["name"] not in used and not shown:
+            yield f"ConfigMap {document['metadata']['name']} is not used"
 
 
 def selectors(cluster: Cluster) -> Problems:
@@ -647,6 +649,17 @@ def operators(cluster: Cluster) -> Problems:
             yield from unknown("endpoints", endpoint, {"port", "interval", "scrapeTimeout"})
             if seconds(endpoint["scrapeTimeout"]) > seconds(endpoint["interval"]):
                 yield "ServiceMonitor: a scrape may last longer than the interval"
+    for resource in cluster.all("PrometheusRule"):
+        if resource["apiVersion"] != "monitoring.coreos.com/v1":
+            yield f"PrometheusRule of {resource['apiVersion']}"
+        yield from unknown("PrometheusRule", resource["spec"], {"groups"})
+        for group in resource["spec"]["groups"]:
+            yield from unknown("groups", group, {"name", "rules", "interval"})
+            for rule in group["rules"]:
+                if "expr" not in rule or ("alert" in rule) == ("record" in rule):
+                    yield f"PrometheusRule: {sorted(rule)} is neither an alert nor a record"
+                own = {"for", "annotations", "alert"} if "alert" in rule else {"record"}
+                yield from unknown("rules", rule, {"expr", "labels", *own})
     for job in cluster.all("Job"):
         queue = job["metadata"]["labels"].get("kueue.x-k8s.io/queue-name")
         if (cluster.overlay == "kueue") != bool(queue) or bool(queue) != job["spec"].get(

@@ -190,6 +190,12 @@ FAULTS: List[Tuple[str, str, str, Callable[[List[Document]], Any]]] = [
     ("operators", "jobset", "a field of its own", lambda d: find(d, "JobSet")["spec"].update(x=1)),
     ("operators", "monitoring", "a scrape that never ends", lambda d: at(
         d, "ServiceMonitor", C, "spec", "endpoints", 0).update(scrapeTimeout="30s")),
+    ("operators", "monitoring", "a rule that is nothing", lambda d: at(
+        d, "PrometheusRule", "", "spec", "groups", 0, "rules", 0).pop("record")),
+    ("operators", "monitoring", "a field with a typing error in an alert", lambda d: at(
+        d, "PrometheusRule", "", "spec", "groups", 1, "rules", 0).update(annotation={})),
+    ("references", "monitoring", "a dashboard that Grafana doesn't look for", lambda d: find(
+        d, "ConfigMap", "gan-dashboard")["metadata"]["labels"].pop("grafana_dashboard")),
     ("operators", "kueue", "a Job that starts by itself", lambda d: job(d, C).pop("suspend")),
     # what only the programs can say
     ("arguments", "cpu-demo", "an option that there is not", swap("--cores", "--core=1")),

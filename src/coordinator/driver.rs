@@ -13,6 +13,7 @@ use super::plans::Plans;
 use super::recording::{label, log_line, recovered, unix_seconds, write};
 use super::sessions::{Outbox, SessionId, Sessions};
 use super::status::{Evaluations, Progress};
+use super::wanted::Wanted;
 use super::wire::{self, Context};
 use crate::config::{Guard, Score};
 use crate::faults::{self, Point};
@@ -125,6 +126,8 @@ pub(super) struct Driver {
     pub(super) shown: Shown,
     /// What the first of the steps that were reported last took to compute, seconds.
     pub(super) compute: f64,
+    /// How many workers there should be.
+    pub(super) wanted: Wanted,
     /// By which score a checkpoint is the best.
     pub(super) judged_by: Score,
 }
@@ -422,6 +425,7 @@ impl Driver {
                 tracing::info!(%generation, %cause, workers = seats.len(), "forming");
                 self.members = (generation, wire::members(&seats));
                 coord::reconfigured(generation, label(cause));
+                self.wanted.formed(seats.len());
             }
             Record::Reached(step) => self.reached.newest = self.reached.newest.max(step),
             Record::Rewound(step) => {
@@ -439,6 +443,9 @@ impl Driver {
             }
             Record::Recovered(recovery) => recovered(&recovery, self.compute),
             Record::Event(kind, detail) => {
+                if kind == EventKind::Left {
+                    self.wanted.left();
+                }
                 match kind {
                     EventKind::Died
                     | EventKind::Refused
@@ -625,6 +632,7 @@ impl Driver {
         ] {
             coord::workers(shown, count(states));
         }
+        coord::workers_wanted(self.wanted.count());
         let steps = members
             .values()
             .filter(|member| member.seat.is_some())

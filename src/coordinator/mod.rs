@@ -17,6 +17,7 @@ mod service;
 mod sessions;
 mod status;
 mod verify;
+mod wanted;
 mod wire;
 
 pub use driver::DriverError;
@@ -46,6 +47,7 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
+use wanted::Wanted;
 
 /// For workers to take their last message before the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -514,6 +516,7 @@ impl Coordinator {
             members: (Generation(0), Bytes::new()),
             shown: Shown::everything(),
             compute: 0.0,
+            wanted: Wanted::new(self.options.expected),
             judged_by: job.checkpoint.keep_best.unwrap_or(Score::Fid),
         })
     }

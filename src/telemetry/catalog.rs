@@ -297,6 +297,8 @@ metrics! {
         "The newest step that this worker holds the state of.";
     COORD_WORKERS = "gan_coord_workers", FROM_ZERO, "workers", Some(WorkerState::LABEL), COORDINATOR,
         "Workers, by what they are doing.";
+    COORD_WORKERS_WANTED = "gan_coord_workers_wanted", FROM_ZERO, "workers", None, COORDINATOR,
+        "Workers that should take part: as many as have, less those that left in good order.";
     COORD_GENERATION = "gan_coord_generation", FROM_ZERO, "", None, COORDINATOR,
         "The current generation; it only grows.";
     COORD_RECONFIGURATIONS = "gan_coord_reconfigurations_total", Kind::Counter, "generations",
@@ -345,8 +347,9 @@ pub fn of(role: Role) -> impl Iterator<Item = &'static Metric> {
 
 /// All metrics as a Markdown table, for the documentation.
 pub fn markdown() -> String {
-    let mut table =
-        String::from("| metric | type | labels | exported by | meaning |\n|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "| metric | type | unit | labels | exported by | meaning |\n|---|---|---|---|---|---|\n",
+    );
     for metric in ALL {
         let label = match metric.label {
             Some(label) if label.name == "version" => "`version`".to_owned(),
@@ -361,9 +364,10 @@ pub fn markdown() -> String {
         // Writing to a string can't fail.
         let _ = writeln!(
             table,
-            "| `{}` | {} | {label} | {role} | {} |",
+            "| `{}` | {} | {} | {label} | {role} | {} |",
             metric.name,
             metric.kind.label(),
+            metric.unit,
             metric.help
         );
     }
@@ -420,6 +424,7 @@ mod tests {
                 "gan_train_epoch",
                 "gan_train_step",
                 "gan_coord_workers{state}",
+                "gan_coord_workers_wanted",
                 "gan_coord_generation",
                 "gan_coord_reconfigurations_total{cause}",
                 "gan_coord_recovery_duration_seconds{phase}",
@@ -450,6 +455,10 @@ mod tests {
                 assert!(buckets.is_sorted_by(|a, b| a < b), "{}", metric.name);
             }
             assert!(metric.help.ends_with('.'), "{}", metric.name);
+            for unit in ["seconds", "bytes"] {
+                let named = metric.name.contains(&format!("_{unit}"));
+                assert_eq!(named, metric.unit == unit, "{}", metric.name);
+            }
         }
     }
 

@@ -335,7 +335,8 @@ pub mod evaluate {
 pub mod coord {
     use super::super::catalog::{
         COORD_GENERATION, COORD_RECONFIGURATIONS, COORD_RECOVERY_DURATION, COORD_SPANS,
-        COORD_WORKER_LAG, COORD_WORKERS, Cause, RecoveryPhase, SpanState, WorkerState,
+        COORD_WORKER_LAG, COORD_WORKERS, COORD_WORKERS_WANTED, Cause, RecoveryPhase, SpanState,
+        WorkerState,
     };
     use super::{Duration, count, observe, set};
     use crate::ids::Generation;
@@ -343,6 +344,11 @@ pub mod coord {
     /// `workers` workers are in `state`.
     pub fn workers(state: WorkerState, workers: usize) {
         set(&COORD_WORKERS, Some(state.as_str()), workers as f64);
+    }
+
+    /// `workers` workers are meant to take part.
+    pub fn workers_wanted(workers: usize) {
+        set(&COORD_WORKERS_WANTED, None, workers as f64);
     }
 
     /// `generation` is formed, because of `cause`.
@@ -414,6 +420,7 @@ mod tests {
 
     fn work_of_a_coordinator() {
         coord::workers(WorkerState::Training, 4);
+        coord::workers_wanted(5);
         coord::reconfigured(Generation(3), Cause::Death);
         coord::recovery(Duration::from_millis(300), RecoveryPhase::Whole);
         coord::spans(SpanState::Done, 12);
@@ -489,6 +496,7 @@ mod tests {
             "gan_evaluate_failures_total 1",
             "gan_coord_workers{state=\"training\"} 4",
             "gan_coord_workers{state=\"waiting\"} 0",
+            "gan_coord_workers_wanted 5",
             "gan_coord_generation 3",
             "gan_coord_reconfigurations_total{cause=\"death\"} 1",
             "gan_coord_reconfigurations_total{cause=\"join\"} 0",

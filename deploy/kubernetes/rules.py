@@ -11,7 +11,7 @@ Document = Dict[str, Any]
 Problems = Iterator[str]
 
 UID = 65532
-WRONG, LEFT = [64, 78], [75]
+WRONG, LEFT = {"gan-coord": [64, 76, 78], "gan-worker": [64, 78]}, [75]
 # What programs are called by their images.
 PROGRAMS = {"ganglion/coord": "gan-coord", "ganglion/worker": "gan-worker"}
 # Claims that are the cluster's user's, not the job's.
@@ -471,7 +471,8 @@ def restarts(cluster: Cluster) -> Problems:
                     yield f"{pods.name}: a condition without the status \"True\""
                 if condition["type"] == "DisruptionTarget":
                     disrupted = rule["action"]
-        wanted = {**{code: "FailJob" for code in WRONG}, **{code: "Ignore" for code in LEFT}}
+        wrong = WRONG.get(program(pods.main()) or "", [])
+        wanted = {**{code: "FailJob" for code in wrong}, **{code: "Ignore" for code in LEFT}}
         if by_code != wanted:
             yield f"{pods.name}: exit codes mean {by_code}, expected {wanted}"
         if disrupted != "Ignore":

@@ -339,3 +339,90 @@ fn a_name_without_an_extension_gets_the_usual_one() {
         assert!(told.starts_with(&format!("{name}: ")), "{told}");
     }
 }
+
+/// A short run of another job, which `sets` make of the small one.
+fn other_run(place: &Place, name: &str, sets: &[&str]) -> String {
+    let all = [&["train.steps=2", "sample.every_steps=0"], sets].concat();
+    let arguments: Vec<&str> = all.into_iter().flat_map(|set| ["--set", set]).collect();
+    let run = place.run(name, &arguments);
+    assert!(run.status.success(), "{}", text(&run));
+    place.run_dir(name).to_str().unwrap().to_owned()
+}
+
+/// What `sample` writes for these arguments, or the reason that it gives.
+fn sampled(place: &Place, run: &str, arguments: &[&str]) -> Result<image::RgbImage, String> {
+    let out = place.path().join("sampled.png");
+    let mut all = vec!["sample", run, "--out", out.to_str().unwrap()];
+    all.extend(arguments);
+    let said = worker(&all);
+    match said.status.code() {
+        Some(0) => Ok(picture(&std::fs::read(out).unwrap()).into_rgb8()),
+        Some(64) => Err(text(&said)),
+        _ => panic!("{all:?}: {}", text(&said)),
+    }
+}
+
+#[test]
+fn a_class_is_drawn_by_a_generator_that_is_told_of_labels() {
+    let place = Place::new();
+    let sets = ["model.conditional=\"projection\"", "model.classes=10"];
+    let run = other_run(&place, "classes", &sets);
+    let draw = |arguments: &[&str]| sampled(&place, &run, arguments);
+    // Rows of one label in turn, unless one is named.
+    let rows = draw(&["--count", "8", "--columns", "4"]).unwrap();
+    let zeros = draw(&["--count", "8", "--columns", "4", "--class", "0"]).unwrap();
+    let ones = draw(&["--count", "8", "--columns", "4", "--class", "1"]).unwrap();
+    let row = |page: &image::RgbImage, number| {
+        let high = page.height() / 2;
+        let row = image::imageops::crop_imm(page, 0, number * high, page.width(), high);
+        row.to_image().into_raw()
+    };
+    assert_eq!(row(&rows, 0), row(&zeros, 0));
+    assert_eq!(row(&rows, 1), row(&ones, 1));
+    assert_ne!(row(&zeros, 1), row(&ones, 1), "the label says nothing");
+    let refused = draw(&["--class", "10"]).unwrap_err();
+    assert!(refused.contains("the labels are 0 to 9"), "{refused}");
+    let refused = sampled(&place, run_dir().to_str().unwrap(), &["--class", "1"]).unwrap_err();
+    assert!(refused.contains("not told of labels"), "{refused}");
+}
+
+#[test]
+fn a_pyramid_is_drawn_from_its_coarsest_level_to_its_finest() {
+    let place = Place::new();
+    let coarse = other_run(&place, "coarse", &["model.image_size=16", "data.reduce=2"]);
+    let fine = other_run(&place, "fine", &["model.pyramid=true"]);
+    let draw = |count: &str| {
+        let arguments = ["--coarser", &coarse, "--count", count, "--columns", "2"];
+        sampled(&place, &fine, &arguments).unwrap()
+    };
+    let four = draw("4");
+    assert_eq!(four.dimensions(), (2 * 34 + 2, 2 * 34 + 2));
+    // The first images don't depend on how many are drawn.
+    let two = draw("2");
+    let same = image::imageops::crop_imm(&four, 0, 0, two.width(), two.height());
+    assert!(same.to_image() == two);
+    let alone = sampled(&place, &fine, &[]).unwrap_err();
+    assert!(alone.contains("--coarser: the coarsest level"), "{alone}");
+    let turned = sampled(&place, &coarse, &["--coarser", &fine]).unwrap_err();
+    assert!(
+        turned.contains("16×16") || turned.contains("32×32"),
+        "{turned}"
+    );
+}
+
+#[test]
+fn points_are_scattered_over_their_plane() {
+    let place = Place::new();
+    let sets = [
+        "data.uri=synthetic:ring",
+        "model.architecture=mlp",
+        "model.generator_width=16",
+        "model.discriminator_width=8",
+    ];
+    let run = other_run(&place, "points", &sets);
+    let page = sampled(&place, &run, &["--count", "500"]).unwrap();
+    let dots = page.pixels().filter(|pixel| pixel.0 != [0; 3]).count();
+    assert!((10..=4 * 500).contains(&dots), "{dots}");
+    let refused = sampled(&place, &run, &["--images", "3"]).unwrap_err();
+    assert!(refused.contains("of points"), "{refused}");
+}

@@ -5,7 +5,7 @@ use super::source::{Painter, Source, Weights, psi, scale, truncate};
 use super::{PictureError, Report, drawing, named};
 use crate::command::Failure;
 use crate::sample::{Format, PADDING, Sheet, grid, write_picture};
-use crate::train::Sampler;
+use crate::train::{Sampler, TrainError};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -190,7 +190,13 @@ impl Sample {
         let labels = drawing::labels(&painter.sampler, class, self.count, columns);
         let (says, checkpoint) = (painter.says(), painter.weights.json());
         levels.push(painter.sampler);
-        let images = drawing::draw(levels, self.source.seed, &labels)?;
+        let images =
+            drawing::draw(levels, self.source.seed, &labels).map_err(|error| match error {
+                TrainError::Coarse { detail } => {
+                    PictureError::Command(format!("--coarser: {detail}"))
+                }
+                error => error.into(),
+            })?;
         write_picture(out, &grid(&images, columns, PADDING)?)?;
         Ok(Report {
             text: format!("{}: {} samples of {says}", out.display(), self.count),

@@ -95,9 +95,15 @@ const FREE_KEYS: &[&str] = &[
 ];
 
 fn is_free_section(key: &str) -> bool {
-    ["checkpoint.", "sample.", "evaluate.", "deadlines."]
-        .iter()
-        .any(|section| key.starts_with(section))
+    [
+        "checkpoint.",
+        "sample.",
+        "evaluate.",
+        "telemetry.",
+        "deadlines.",
+    ]
+    .iter()
+    .any(|section| key.starts_with(section))
 }
 
 fn flatten(prefix: &str, table: serde_json::Map<String, serde_json::Value>, out: &mut StateKeys) {

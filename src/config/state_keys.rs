@@ -142,6 +142,7 @@ mod tests {
             "workers.max=3",
             "checkpoint.every_steps=7",
             "evaluate.samples=7",
+            "telemetry.tensorboard=false",
             "evaluate.cores=2",
             "evaluate.extractor=inception.pt",
             "deadlines.form=1s",

@@ -3,6 +3,7 @@
 use super::Page;
 use super::curves::Cursor;
 use axum::response::sse::{Event, Sse};
+use serde_json::Value;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Without news something is said all the same, so that a connection that is gone is noticed.
 const SILENCE: u32 = 15;
 
+type State = serde_json::Map<String, Value>;
 type Message = Result<Event, Infallible>;
 
 /// The events for one browser; none, if there are too many browsers.
@@ -29,11 +31,19 @@ pub(super) fn stream(page: Arc<Page>) -> Option<Sse<ReceiverStream<Message>>> {
     Some(Sse::new(ReceiverStream::new(messages)))
 }
 
+/// The parts of `state` that are not as they were `told`, as JSON; none if all are.
+fn changes(told: &mut State, state: State) -> Option<String> {
+    let mut news = state.clone();
+    news.retain(|name, part| told.get(name) != Some(part));
+    *told = state;
+    (!news.is_empty()).then(|| Value::Object(news).to_string())
+}
+
 /// Tells one browser until it goes, or the page ends.
 async fn tell(page: Arc<Page>, outbox: Sender<Message>, _room: OwnedSemaphorePermit) {
     let mut closing = page.closing.subscribe();
     let mut progress = page.progress.clone();
-    let (mut cursor, mut told, mut silent) = (Cursor::default(), String::new(), 0);
+    let (mut cursor, mut told, mut silent) = (Cursor::default(), State::new(), 0);
     loop {
         let last = *closing.borrow_and_update();
         if let Some(progress) = &mut progress {
@@ -48,7 +58,7 @@ async fn tell(page: Arc<Page>, outbox: Sender<Message>, _room: OwnedSemaphorePer
             let news = view.news(&mut cursor);
             // Numbers and names, which can always be written.
             let curves = news.curves.and_then(|new| serde_json::to_string(&new).ok());
-            (curves, news.state.to_string(), news.more, cursor)
+            (curves, news.state, news.more, cursor)
         });
         // The process is ending, or a bug is in the log.
         let Ok((curves, state, more, now)) = news.await else {
@@ -59,9 +69,8 @@ async fn tell(page: Arc<Page>, outbox: Sender<Message>, _room: OwnedSemaphorePer
         if let Some(curves) = curves {
             messages.push(Event::default().event("curves").data(curves));
         }
-        if state != told {
-            messages.push(Event::default().event("state").data(&state));
-            told = state;
+        if let Some(news) = changes(&mut told, state) {
+            messages.push(Event::default().event("state").data(news));
         }
         silent = if messages.is_empty() { silent + 1 } else { 0 };
         if silent >= SILENCE {

@@ -23,7 +23,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 /// After a failed accept: the process has too many files open.
 const BREATH: Duration = Duration::from_millis(100);
 /// For browsers to take the last news.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The page, served until this is dropped.
 pub(in crate::coordinator) struct Server {

@@ -386,9 +386,11 @@ async fn a_browser_is_told_what_is_new_and_how_it_ended() {
     progress.send_modify(|progress| progress.phase = Phase::Ended(Outcome::Complete(Step(8))));
     server.finish().await;
     hear(&mut stream, &mut heard, None).await;
+    let end = heard.rsplit("event: state").next().unwrap();
+    assert!(end.contains("\"detail\":\"complete at step 8\""), "{heard}");
     assert!(
-        heard.contains("\"detail\":\"complete at step 8\""),
-        "{heard}"
+        !end.contains("generations"),
+        "what stays as it was is not told again: {end}"
     );
     assert!(heard.contains("event: end"), "{heard}");
 }

@@ -8,7 +8,7 @@ use crate::telemetry::evaluations;
 use crate::telemetry::pictures::{self, Picture};
 use crate::telemetry::records::Record;
 use crate::telemetry::tail::Tail;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
@@ -44,7 +44,8 @@ pub(super) struct View {
 /// What a browser lacks.
 pub(super) struct News {
     pub(super) curves: Option<Columns>,
-    pub(super) state: Value,
+    /// All of the rest, by part.
+    pub(super) state: Map<String, Value>,
     /// There is more to be read at once.
     pub(super) more: bool,
 }
@@ -146,12 +147,12 @@ impl View {
     }
 
     /// Everything but the curves.
-    fn state(&self) -> Value {
+    fn state(&self) -> Map<String, Value> {
         let frames = self.frames.iter();
         let frames = frames.map(|frame| json!({"name": frame.name, "step": frame.step}));
         let history = self.history.as_ref();
         let of = |part: fn(&History) -> Value| history.map_or(Value::Null, part);
-        let mut state = json!({
+        let always = json!({
             "version": crate::telemetry::catalog::VERSION,
             "live": self.live.is_some(),
             "job": of(History::job_json),
@@ -169,10 +170,11 @@ impl View {
             Some(live) => live_json(live, history),
             None => self.files_json(),
         };
-        if let (Value::Object(state), Value::Object(now)) = (&mut state, now) {
-            state.extend(now);
-        }
-        state
+        let parts = [always, now].into_iter().filter_map(|part| match part {
+            Value::Object(part) => Some(part),
+            _ => None,
+        });
+        parts.flatten().collect()
     }
 
     /// Where the job stands, as far as files can tell.

@@ -13,6 +13,8 @@ const film = new Film();
 const timeline = new Timeline(by("timeline"));
 let scored = null;
 
+/** What was told so far: later news hold only what is another than it was. */
+let known = {};
 const shown = new Map();
 
 /** Whether a part is another than it was: what stays the same is not drawn again. */
@@ -98,14 +100,21 @@ function connection(text) {
 }
 
 const source = new EventSource("events");
-source.addEventListener("open", () => connection(""));
+source.addEventListener("open", () => {
+  known = {};
+  connection("");
+});
 source.addEventListener("curves", (event) => curves.take(JSON.parse(event.data)));
-source.addEventListener("state", (event) => state(JSON.parse(event.data)));
+source.addEventListener("state", (event) => {
+  Object.assign(known, JSON.parse(event.data));
+  state(known);
+});
 source.addEventListener("end", () => {
   source.close();
   document.body.dataset.over = "true";
   connection("The program that served this page has ended. gan-coord view shows a run directory at any time.");
 });
 source.addEventListener("error", () => {
-  if (source.readyState !== EventSource.CLOSED) connection("The connection is lost; trying again.");
+  const closed = source.readyState === EventSource.CLOSED;
+  connection(closed ? "News are refused; reload the page to try again." : "The connection is lost; trying again.");
 });

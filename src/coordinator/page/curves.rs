@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 /// Points of a curve, at most; even, so that all of them are in pairs.
 pub(super) const POINTS: usize = 1000;
 
+type Figure = fn(&Record) -> f64;
+
 /// What is drawn, under the names that the records have for it.
-const SERIES: [(&str, fn(&Record) -> f64); 8] = [
+const SERIES: [(&str, Figure); 8] = [
     ("loss_d", |record| record.loss_d),
     ("loss_g", |record| record.loss_g),
     ("d_real", |record| record.d_real),

@@ -122,7 +122,7 @@ export class Chart {
       const place = { x: SIDES.left - 8, y: y + 4, "text-anchor": "end" };
       yield draw("text", place, tick(value, this.log ? value : ticks[1] - ticks[0]));
     }
-    for (const value of rounds(first, last, width > 420 ? 5 : 3)) {
+    for (const value of rounds(first, last, width > 420 ? 6 : 4)) {
       if (!Number.isInteger(value)) continue;
       const anchor = this.x(value) > width - 26 ? "end" : "middle";
       yield draw("text", { x: this.x(value), y: HEIGHT - 5, "text-anchor": anchor }, tick(value, 1));

@@ -11,8 +11,8 @@ GOLDENS := $(wildcard tests/golden*/*.py)
 unexport LIBTORCH_USE_PYTORCH LIBTORCH_INCLUDE LIBTORCH_LIB LIBTORCH_STATIC LIBTORCH_CXX11_ABI
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint k8s-check monitoring-check image-check bench soak bench-compare gpu-check export-check goldens \
-	clean-demo
+.PHONY: help setup demo test lint k8s-check monitoring-check page-check image-check bench soak bench-compare gpu-check \
+	export-check goldens clean-demo
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,7 @@ test: setup ## all that CI checks: format, lints, documentation, tests
 	$(CARGO) test --locked --doc
 	$(PYTHON) deploy/kubernetes/check.py
 	$(PYTHON) deploy/monitoring/check.py
+	$(PYTHON) deploy/page/check.py
 
 k8s-check: setup ## render and check deploy/kubernetes and the Dockerfile, without a cluster
 	$(CARGO) build --locked --bins
@@ -51,6 +52,10 @@ k8s-check: setup ## render and check deploy/kubernetes and the Dockerfile, witho
 monitoring-check: setup ## check dashboard, alerts and metrics, with a real Prometheus and a short training
 	$(CARGO) build --locked --bins
 	$(PYTHON) deploy/monitoring/check.py
+
+page-check: setup ## look at a job's page with a real browser, and at its event files with TensorBoard
+	$(CARGO) build --locked --bins
+	$(PYTHON) deploy/page/check.py $(OPTIONS)
 
 image-check: setup ## build both images without an engine, and train in them (root, buildah, debootstrap)
 	$(CARGO) build --release --locked

@@ -17,7 +17,7 @@
 //! | [`plan`] | PURE: who reads which samples when |
 //! | [`data`] | sources, samples that are made, packed shards, the loader |
 //! | [`membership`] | PURE: the coordinator's machine: who takes part, in which generation |
-//! | [`coordinator`] | drives `membership`: gRPC service, ledger, status, command line |
+//! | [`coordinator`] | drives `membership`: gRPC service, ledger, status, the page, command line |
 //! | [`session`] | PURE: a worker's machine: what it does with what it hears; who holds the newest state |
 //! | `worker` | drives `session`: gRPC client, training thread, command line |
 //! | [`model`] | generator and discriminator: layers, names, shapes; forward passes |
@@ -34,7 +34,7 @@
 //! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
 //! | `density` | section 3.4 of the tutorial: NCE, maximum likelihood and GAN on densities in closed form |
 //! | `figures` | the tutorial's figures, from runs |
-//! | [`telemetry`] | logs, metrics, records, the progress bar |
+//! | [`telemetry`] | logs, metrics, records, TensorBoard's event files, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
 //! | [`proto`] | the wire, as `proto/` defines it |

@@ -39,6 +39,13 @@ fn bad_input_gets_one_clear_message_and_exit_code_64() {
         }
         assert!(!message.contains("panicked"), "{message}");
     }
+    let no_run = place.path().display().to_string();
+    let mut view = Command::new(COORD);
+    view.args(["view", &no_run]);
+    let refused = output(view);
+    assert_eq!(refused.status.code(), Some(64), "{}", text(&refused));
+    let said = format!("{no_run}/ledger.sqlite: no ledger is there");
+    assert!(text(&refused).contains(&said), "{}", text(&refused));
     for (program, arguments) in [
         (COORD, ["status", "--coordinator", "localhost"]),
         (WORKER, ["train", "--coordinator", "localhost"]),

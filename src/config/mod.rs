@@ -12,6 +12,7 @@ mod load;
 mod model;
 mod regularise;
 mod state_keys;
+mod telemetry;
 mod validate;
 
 pub use data::{Data, DataCache, Fit, Stacked, Synthetic};
@@ -23,6 +24,7 @@ pub use model::{
 };
 pub use regularise::{Augmentation, Regularise};
 pub use state_keys::{KeyDifference, StateKeys, differences};
+pub use telemetry::Telemetry;
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -62,6 +64,9 @@ pub struct Job {
     /// When the generator is scored, and how.
     #[serde(default)]
     pub evaluate: Evaluate,
+    /// What is written for other programs to look at.
+    #[serde(default, skip_serializing_if = "Telemetry::is_default")]
+    pub telemetry: Telemetry,
     /// How long each wait may last.
     #[serde(default)]
     pub deadlines: Deadlines,

@@ -99,9 +99,15 @@ const FREE_KEYS: &[&str] = &[
 ];
 
 fn is_free_section(key: &str) -> bool {
-    ["checkpoint.", "sample.", "evaluate.", "deadlines."]
-        .iter()
-        .any(|section| key.starts_with(section))
+    [
+        "checkpoint.",
+        "sample.",
+        "evaluate.",
+        "telemetry.",
+        "deadlines.",
+    ]
+    .iter()
+    .any(|section| key.starts_with(section))
 }
 
 fn flatten(prefix: &str, table: serde_json::Map<String, serde_json::Value>, out: &mut StateKeys) {
@@ -140,6 +146,7 @@ mod tests {
             "workers.max=3",
             "checkpoint.every_steps=7",
             "evaluate.samples=7",
+            "telemetry.tensorboard=false",
             "evaluate.cores=2",
             "evaluate.extractor=inception.pt",
             "deadlines.form=1s",

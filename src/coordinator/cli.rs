@@ -2,6 +2,7 @@
 
 use super::ledger::{EpochReport, History, LedgerError, LedgerReader};
 use super::local::Local;
+use super::page::{self, View};
 use super::verify::Verify;
 use super::{Coordinator, CoordinatorError, Ending, Options, Served, preview};
 use crate::checkpoint::Store;
@@ -12,9 +13,7 @@ use crate::membership::Outcome;
 use crate::proto;
 use crate::proto::coordinator_client::CoordinatorClient;
 use crate::signals::{self, Signal};
-use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
-use crate::telemetry::metrics;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -55,6 +54,8 @@ enum Command {
     Status(StatusArgs),
     /// Finish the step, write a checkpoint, and end the job.
     Stop(Remote),
+    /// Serve a page to look at a run directory, of a job that runs or has ended.
+    View(View),
     /// Print a job's history, or who read which samples in an epoch: also while it runs.
     Ledger(LedgerArgs),
     /// Compute a complete job again, and compare each checkpoint with its certificate.
@@ -88,7 +89,7 @@ struct RunDir {
     /// Folder for checkpoints, samples, metrics, logs and the ledger [default: runs/<job name>].
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// Serve Prometheus metrics on this address.
+    /// Serve Prometheus metrics, at /metrics, and a page to look at, at /, on this address.
     #[arg(long, value_name = "ADDRESS")]
     metrics_listen: Option<SocketAddr>,
 }
@@ -265,6 +266,7 @@ impl Cli {
                 .and_then(|job| print(&preview::plan(&job, Epoch(args.epoch), args.json)?)),
             Command::Status(status) => on_runtime(status.run()),
             Command::Stop(remote) => on_runtime(stop(remote)),
+            Command::View(view) => on_runtime(view.run()),
             Command::Ledger(ledger) => ledger.run(),
             Command::Verify(verify) => verify.run(self.log_format),
             Command::Completions { shell } => {
@@ -357,14 +359,17 @@ impl Run {
             expected: self.workers,
         })?;
         self.place.tell(&coordinator, &run_dir);
-        let listen = self.place.metrics_listen;
         on_runtime(async move {
-            install_metrics(listen)?;
+            let page = page::of(&coordinator, self.place.metrics_listen).await?;
+            if let Some(page) = &page {
+                eprintln!("page: http://{}/", page.address());
+            }
             let outcome = tokio::select! {
                 outcome = coordinator.run_local(local, told_to_stop()) => outcome?,
                 // The workers are killed when they are dropped.
                 signal = signals::termination(2) => told_twice(signal),
             };
+            page::finish(page).await;
             report(&outcome, &run_dir)
         })
     }
@@ -393,7 +398,7 @@ impl Serve {
                 }
             };
             self.place.tell(&coordinator, &run_dir);
-            install_metrics(self.place.metrics_listen)?;
+            let page = page::of(&coordinator, self.place.metrics_listen).await?;
             let listener = tokio::net::TcpListener::bind(self.listen)
                 .await
                 .map_err(|error| {
@@ -403,6 +408,7 @@ impl Serve {
                 served = coordinator.serve(listener, told_to_go()) => served?,
                 signal = signals::termination(2) => Served::Over(told_twice(signal)),
             };
+            page::finish(page).await;
             match served {
                 Served::Over(outcome) => report(&outcome, &run_dir),
                 Served::Left(step) => {
@@ -416,15 +422,6 @@ impl Serve {
             }
         })
     }
-}
-
-fn install_metrics(listen: Option<SocketAddr>) -> Result<(), Failure> {
-    let Some(listen) = listen else {
-        return Ok(());
-    };
-    let bound = metrics::install(listen, Role::Coordinator).map_err(Failure::failed)?;
-    tracing::info!("metrics on http://{}/metrics", bound.address());
-    Ok(())
 }
 
 pub(super) fn told_twice(signal: Signal) -> Outcome {

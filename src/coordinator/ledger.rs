@@ -11,12 +11,14 @@
 mod batch;
 mod booking;
 mod reader;
+mod recent;
 mod report;
 #[cfg(test)]
 mod tests;
 
 pub use batch::Batch;
 pub use reader::LedgerReader;
+pub(super) use recent::{GenerationBrief, RecoveryRecord, WorkerBrief};
 pub(super) use report::{EpochReport, History, time};
 
 use crate::config::StateKeys;
@@ -81,6 +83,20 @@ const TABLES: &str = "
         generation INTEGER NOT NULL,
         kind TEXT NOT NULL,
         detail TEXT NOT NULL);
+";
+
+/// What was added to the tables since: whoever owns a ledger adds it, and a reader may not find it.
+const ADDED: &str = "
+    -- What each change of membership took, seconds.
+    CREATE TABLE IF NOT EXISTS recoveries (
+        generation INTEGER PRIMARY KEY,
+        unix_seconds REAL NOT NULL,
+        detect REAL NOT NULL,
+        abort REAL NOT NULL,
+        connect REAL NOT NULL,
+        heal REAL NOT NULL,
+        first_step REAL NOT NULL,
+        whole REAL NOT NULL);
 ";
 
 /// What can be wrong with a ledger.
@@ -304,7 +320,9 @@ impl Ledger {
             Ok(())
         };
         setup().map_err(|source| self.fault(source))?;
-        self.check_format()
+        self.check_format()?;
+        let added = connection.execute_batch(ADDED);
+        added.map_err(|source| self.fault(source))
     }
 
     /// Writes several things together: when it returns, all of them are on the disk; if it fails,

@@ -133,9 +133,9 @@ impl Coordinator {
         let url = format!("http://{}", listener.local_addr().map_err(io)?);
         let workers = local.spawn(&url, &self.options.run_dir)?;
         let workers = Arc::new(Mutex::new(workers));
-        let (shown, progress) = self.channel();
+        let progress = self.shown.subscribe();
         let bar = progress::Progress::new(self.total_steps(), self.start());
-        let show = tokio::spawn(show(bar, progress.clone()));
+        let show = tokio::spawn(show(bar, progress));
         let watched = Arc::clone(&workers);
         let needed = self.options.job.workers.min.min(local.workers) as usize;
         let ending = async move {
@@ -144,7 +144,7 @@ impl Coordinator {
                 ending = too_few(&watched, needed) => ending,
             }
         };
-        let served = self.serve_shown(listener, ending, shown, progress).await;
+        let served = self.serve_shown(listener, ending).await;
         let _ = show.await;
         reap(&mut workers.lock().await).await;
         Ok(match served? {

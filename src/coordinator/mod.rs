@@ -7,9 +7,11 @@
 mod audit;
 pub mod cli;
 mod driver;
+mod following;
 mod guarding;
 pub mod ledger;
 mod local;
+mod page;
 mod plans;
 mod preview;
 mod recording;
@@ -35,7 +37,9 @@ use crate::proto::coordinator_server::CoordinatorServer;
 use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Beats, Driver, End, Input, Reached, Secrets, Shown, Waiting};
+use following::Following;
 use ledger::{JobRecord, Ledger, LedgerError, LedgerReader};
+use page::Live;
 use plans::Plans;
 use prost::bytes::Bytes;
 use service::Service;
@@ -214,6 +218,8 @@ pub struct Coordinator {
     past: Past,
     total_steps: u64,
     ignored: u64,
+    /// Where its driver shows the world how far the job is.
+    shown: watch::Sender<Progress>,
 }
 
 /// The data of a job and who reads it when: what `check`, `plan` and `run` begin with.
@@ -312,6 +318,7 @@ impl Coordinator {
             past,
             total_steps,
             ignored: dataset.ignored(),
+            shown: watch::Sender::new(Progress::default()),
             options,
         })
     }
@@ -342,9 +349,12 @@ impl Coordinator {
         self.total_steps
     }
 
-    /// A view on the job's progress, and the means to stop it, before it is served.
-    fn channel(&self) -> (watch::Sender<Progress>, watch::Receiver<Progress>) {
-        watch::channel(Progress::default())
+    /// What a page shows of this job while it is served, and after.
+    fn live(&self) -> Live {
+        Live {
+            identity: self.identity(),
+            progress: self.shown.subscribe(),
+        }
     }
 
     /// Serves the job on `listener` until it is over, or `stop` says so.
@@ -359,8 +369,7 @@ impl Coordinator {
         listener: TcpListener,
         stop: impl Future<Output = Ending> + Send + 'static,
     ) -> Result<Served, CoordinatorError> {
-        let (shown, progress) = self.channel();
-        self.serve_shown(listener, stop, shown, progress).await
+        self.serve_shown(listener, stop).await
     }
 
     #[expect(
@@ -371,8 +380,6 @@ impl Coordinator {
         self,
         listener: TcpListener,
         stop: impl Future<Output = Ending> + Send + 'static,
-        shown: watch::Sender<Progress>,
-        progress: watch::Receiver<Progress>,
     ) -> Result<Served, CoordinatorError> {
         crate::signals::survive_file_limits();
         let address = listener
@@ -385,7 +392,9 @@ impl Coordinator {
         let identity = self.identity();
         let (inbox, events) = std::sync::mpsc::channel();
         let beats = Beats::default();
-        let driver = self.driver(Instant::now(), shown, Beats::clone(&beats))?;
+        let progress = self.shown.subscribe();
+        let following = self.follow();
+        let driver = self.driver(Instant::now(), Beats::clone(&beats))?;
         let (ended, outcome) = tokio::sync::oneshot::channel();
         std::thread::Builder::new()
             .name("driver".to_owned())
@@ -424,6 +433,10 @@ impl Coordinator {
             Ok(_) => {}
             Err(_) => tracing::warn!("some connections did not end in time and were cut"),
         }
+        if let Some(following) = following {
+            // If the wait for it fails, its last events are missing, and nothing else.
+            let _ = tokio::task::spawn_blocking(|| following.finish()).await;
+        }
         let outcome = match outcome?? {
             End::Over(outcome) => outcome,
             End::Left(step) => return Ok(Served::Left(step)),
@@ -448,6 +461,16 @@ impl Coordinator {
         Ok(Some(Outcome::Complete(step)))
     }
 
+    /// Has what the job says of itself written for TensorBoard, if that is wanted.
+    fn follow(&self) -> Option<Following> {
+        let Options { job, run_dir, .. } = &self.options;
+        let recorded = self.records.last_step();
+        let wanted = job.telemetry.tensorboard;
+        wanted
+            .then(|| Following::start(run_dir, recorded))
+            .flatten()
+    }
+
     fn identity(&self) -> Identity {
         Identity {
             job: self.options.job.job.name.clone(),
@@ -457,12 +480,7 @@ impl Coordinator {
         }
     }
 
-    fn driver(
-        self,
-        origin: Instant,
-        progress: watch::Sender<Progress>,
-        beats: Beats,
-    ) -> Result<Driver, CoordinatorError> {
+    fn driver(self, origin: Instant, beats: Beats) -> Result<Driver, CoordinatorError> {
         let job = &self.options.job;
         let deadlines = job.deadlines;
         let rules = Rules {
@@ -507,7 +525,7 @@ impl Coordinator {
             heartbeat: deadlines.heartbeat,
             welcome,
             origin,
-            progress,
+            progress: self.shown,
             secrets: Secrets::new().map_err(DriverError::from)?,
             sessions: Sessions::new(next),
             beats,

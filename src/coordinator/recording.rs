@@ -41,7 +41,8 @@ pub(super) fn write(
         Record::Admitted(worker, facts) => batch.admit(*worker, facts, unix),
         Record::Vacated => batch.vacate(),
         // The driver's clock decides when.
-        Record::Reached(_) | Record::Recovered(_) => Ok(()),
+        Record::Reached(_) => Ok(()),
+        Record::Recovered(recovery) => batch.recovery(recovery, unix),
         Record::Rewound(step) => batch.rewind(*step),
         Record::Checkpoint(checkpoint) => {
             batch.reached(reached.max(checkpoint.step))?;

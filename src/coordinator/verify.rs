@@ -229,6 +229,7 @@ impl Verify {
         (job.sample.every_steps, job.sample.grid) = (0, 1);
         (job.checkpoint.keep_last, job.checkpoint.keep_every) = (u32::MAX, 0);
         (job.evaluate.every_steps, job.checkpoint.keep_best) = (0, None);
+        job.telemetry.tensorboard = false;
         job.train.epochs = None;
         Ok(job)
     }

@@ -81,6 +81,41 @@ pub fn install(listen: SocketAddr, role: Role) -> Result<Handle, TelemetryError>
     })
 }
 
+/// The metrics of this process, for somebody else to serve.
+#[derive(Clone, Debug)]
+pub struct Recorded(PrometheusHandle);
+
+impl Recorded {
+    /// The metrics as Prometheus would scrape them now.
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    /// Folds the observations since the last time together. To be done every few seconds: until then
+    /// each one takes room.
+    pub fn upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
+/// Records the metrics of `role`, which are served by whoever is given them.
+///
+/// # Errors
+/// [`TelemetryError`]; [`TelemetryError::AlreadyInstalled`] the second time in a process.
+pub fn record(role: Role) -> Result<Recorded, TelemetryError> {
+    let (recorder, recorded) = recorder(role)?;
+    metrics::set_global_recorder(recorder).map_err(|_| TelemetryError::AlreadyInstalled)?;
+    Ok(recorded)
+}
+
+/// A recorder that is nobody's yet, with the metrics of `role`.
+pub(crate) fn recorder(role: Role) -> Result<(PrometheusRecorder, Recorded), TelemetryError> {
+    let recorder = builder()?.build_recorder();
+    let recorded = Recorded(recorder.handle());
+    metrics::with_local_recorder(&recorder, || introduce(role));
+    Ok((recorder, recorded))
+}
+
 /// A recorder and its exporter, listening.
 fn bind(
     listen: SocketAddr,

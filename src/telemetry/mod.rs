@@ -1,5 +1,5 @@
 //! What a job tells people and machines about itself while it runs: logs, metrics, a progress bar,
-//! and the records of every step and every evaluation.
+//! the records of every step and every evaluation, and TensorBoard's event files.
 //!
 //! This room owns every metric's name and every line's format. It measures nothing and decides
 //! nothing: figures and times come in as arguments.
@@ -8,5 +8,8 @@ pub mod catalog;
 pub mod evaluations;
 pub mod logging;
 pub mod metrics;
+pub mod pictures;
 pub mod progress;
 pub mod records;
+pub mod tail;
+pub mod tensorboard;

@@ -7,8 +7,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// What is recorded of a step. A figure that is not finite is written as `null`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+/// What is recorded of a step. A figure that is not finite is written as `null`, and read as NaN.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The step that was reached.
     pub step: Step,
@@ -17,23 +17,37 @@ pub struct Record {
     /// The generation that computed it.
     pub generation: Generation,
     /// Seconds since the job began, over all its runs.
+    #[serde(deserialize_with = "number")]
     pub time: f64,
     /// Images a second, over all workers.
+    #[serde(deserialize_with = "number")]
     pub images_per_s: f64,
     /// The discriminator's cost.
+    #[serde(deserialize_with = "number")]
     pub loss_d: f64,
     /// The generator's cost.
+    #[serde(deserialize_with = "number")]
     pub loss_g: f64,
     /// Mean of D(x).
+    #[serde(deserialize_with = "number")]
     pub d_real: f64,
     /// Mean of D(G(z)).
+    #[serde(deserialize_with = "number")]
     pub d_fake: f64,
     /// Norm of the discriminator's gradient.
+    #[serde(deserialize_with = "number")]
     pub grad_norm_d: f64,
     /// Norm of the generator's gradient.
+    #[serde(deserialize_with = "number")]
     pub grad_norm_g: f64,
     /// Seconds of the step that rank 0 spent in the reductions, waiting for peers included.
+    #[serde(deserialize_with = "number")]
     pub reduce_s: f64,
+}
+
+fn number<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    let number = Option::<f64>::deserialize(deserializer)?;
+    Ok(number.unwrap_or(f64::NAN))
 }
 
 /// Why the records can't be kept.
@@ -203,10 +217,10 @@ fn copy(path: &Path, file: &File, temporary: &Path) -> io::Result<Last> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record(step: u64) -> Record {
+    pub(crate) fn record(step: u64) -> Record {
         Record {
             step: Step(step),
             epoch: Epoch(1),

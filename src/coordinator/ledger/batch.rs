@@ -1,10 +1,10 @@
 //! What is written to a ledger, within one transaction.
 
 use super::booking::{Booking, Pace, Row, rebook};
-use super::{JobRecord, LedgerError, reader};
+use super::{JobRecord, LedgerError, RecoveryRecord, reader};
 use crate::data::Manifest;
 use crate::ids::{Epoch, Generation, Rank, Step, WorkerId};
-use crate::membership::{Cause, CheckpointRecord, DeviceKind, EventKind, Facts, Seat};
+use crate::membership::{Cause, CheckpointRecord, DeviceKind, EventKind, Facts, Recovery, Seat};
 use crate::plan::EpochPlan;
 use rusqlite::{Params, Transaction, params};
 use serde::{Deserialize, Serialize};
@@ -333,6 +333,28 @@ impl<'a> Batch<'a> {
         // An epoch that nobody has begun is dealt anew, tail and all.
         let begun = epoch.0 + u64::from(used > 0);
         self.execute("DELETE FROM tails WHERE epoch >= ?", [begun])?;
+        Ok(())
+    }
+
+    /// Records what a change of membership took.
+    ///
+    /// # Errors
+    /// [`LedgerError`]
+    pub fn recovery(&mut self, recovery: &Recovery, unix_seconds: f64) -> Result<(), LedgerError> {
+        let took = RecoveryRecord::from(recovery);
+        self.execute(
+            "INSERT OR REPLACE INTO recoveries VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            params![
+                recovery.generation.0,
+                unix_seconds,
+                took.detect,
+                took.abort,
+                took.connect,
+                took.heal,
+                took.first_step,
+                took.whole
+            ],
+        )?;
         Ok(())
     }
 

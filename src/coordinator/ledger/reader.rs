@@ -82,7 +82,7 @@ impl LedgerReader {
         meta(&self.path, &self.connection, key)
     }
 
-    fn rows<T, P: Params>(
+    pub(super) fn rows<T, P: Params>(
         &self,
         query: &str,
         params: P,
@@ -91,8 +91,8 @@ impl LedgerReader {
         collect(&self.path, &self.connection, query, params, read)
     }
 
-    /// The largest number in a column; 0 in an empty table.
-    fn newest(&self, query: &str) -> Result<u64, LedgerError> {
+    /// The one number of a query, such as the largest in a column; 0 if there is none.
+    pub(super) fn newest(&self, query: &str) -> Result<u64, LedgerError> {
         self.connection
             .query_row(query, [], |row| row.get::<_, Option<u64>>(0))
             .map(|newest| newest.unwrap_or(0))
@@ -176,7 +176,10 @@ impl LedgerReader {
         self.generations_where("")
     }
 
-    fn generations_where(&self, which: &str) -> Result<Vec<GenerationRecord>, LedgerError> {
+    pub(super) fn generations_where(
+        &self,
+        which: &str,
+    ) -> Result<Vec<GenerationRecord>, LedgerError> {
         let query = format!(
             "SELECT generation, unix_seconds, cause, from_step, until_step, vacated, members
              FROM generations {which} ORDER BY generation"
@@ -273,18 +276,23 @@ impl LedgerReader {
     /// # Errors
     /// [`LedgerError`]
     pub fn timed_checkpoints(&self) -> Result<Vec<(CheckpointRecord, f64)>, LedgerError> {
-        self.rows(
-            "SELECT step, path, digest, unix_seconds FROM checkpoints ORDER BY step",
-            [],
-            |row| {
-                let checkpoint = CheckpointRecord {
-                    step: Step(row.get(0)?),
-                    path: row.get(1)?,
-                    digest: row.get(2)?,
-                };
-                Ok((checkpoint, row.get(3)?))
-            },
-        )
+        self.checkpoints_where("ORDER BY step", [])
+    }
+
+    pub(super) fn checkpoints_where(
+        &self,
+        which: &str,
+        params: impl Params,
+    ) -> Result<Vec<(CheckpointRecord, f64)>, LedgerError> {
+        let query = format!("SELECT step, path, digest, unix_seconds FROM checkpoints {which}");
+        self.rows(&query, params, |row| {
+            let checkpoint = CheckpointRecord {
+                step: Step(row.get(0)?),
+                path: row.get(1)?,
+                digest: row.get(2)?,
+            };
+            Ok((checkpoint, row.get(3)?))
+        })
     }
 
     /// The newest `count` events, oldest first.

@@ -5,9 +5,11 @@ mod model;
 
 use super::*;
 use crate::ids::{Epoch, Rank};
+use crate::membership::Recovery;
 use crate::membership::balance::{self, Speed};
 use crate::plan::Plan;
 use std::collections::HashSet;
+use std::time::Duration;
 
 /// 130 samples in three shards; R = 2, b = 8: 8 steps an epoch and a tail of 2.
 fn plan() -> Plan {
@@ -18,7 +20,7 @@ fn plan() -> Plan {
 fn shares(replicas: u32, workers: usize) -> Vec<Range<u32>> {
     let speed = Speed {
         cores: 1,
-        round: std::time::Duration::from_secs(1),
+        round: Duration::from_secs(1),
     };
     balance::ranges(&balance::deal(replicas, &vec![speed; workers]))
 }
@@ -402,6 +404,46 @@ fn events_come_back_oldest_first() {
     let details: Vec<_> = newest.iter().map(|event| event.detail.as_str()).collect();
     assert_eq!(details, ["b", "c"]);
     assert_eq!(newest[0].kind, "joined");
+}
+
+#[test]
+fn the_newest_of_a_long_history_come_oldest_first_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut ledger = Ledger::open(dir.path()).unwrap();
+    ledger.admit(WorkerId(2), &facts(2), 1.0).unwrap();
+    for generation in 1..=9 {
+        let workers = if generation == 9 { &[1, 2][..] } else { &[1] };
+        form(&mut ledger, generation, workers, generation, 0..1);
+        ledger.checkpoint(&checkpoint(generation), 1.0).unwrap();
+    }
+    let recovery = Recovery {
+        cause: Cause::Join,
+        generation: Generation(9),
+        detect: Duration::ZERO,
+        forming: crate::membership::Forming::default(),
+        first_step: Duration::from_millis(250),
+        whole: Duration::from_millis(500),
+    };
+    // What could not be written is written again.
+    for _ in 0..2 {
+        let written = ledger.batch(|batch| batch.recovery(&recovery, 1.0));
+        written.unwrap();
+    }
+    let reader = LedgerReader::open(dir.path()).unwrap();
+    let generations = reader.recent_generations(2).unwrap();
+    let numbers: Vec<u64> = generations.iter().map(|g| g.generation.0).collect();
+    assert_eq!(numbers, [8, 9]);
+    assert_eq!((generations[0].workers, generations[1].workers), (1, 2));
+    assert_eq!(generations[0].recovery, None);
+    assert_eq!(generations[1].recovery.unwrap().whole, 0.5);
+    let checkpoints = reader.recent_checkpoints(2).unwrap();
+    let steps: Vec<u64> = checkpoints.iter().map(|(c, _)| c.step.0).collect();
+    assert_eq!(steps, [8, 9]);
+    assert_eq!(reader.counts().unwrap(), [9, 9, 0]);
+    assert_eq!(reader.newest_seats().unwrap().len(), 2);
+    let worker = reader.worker(WorkerId(2)).unwrap().unwrap();
+    assert_eq!(worker.device, Some(device()));
+    assert_eq!(reader.worker(WorkerId(7)).unwrap(), None);
 }
 
 #[test]

@@ -65,6 +65,7 @@ mod faults;
 #[cfg(feature = "torch")]
 pub mod figures;
 pub mod ids;
+pub mod locks;
 pub mod membership;
 pub mod model;
 #[cfg(feature = "torch")]

@@ -17,7 +17,7 @@ pub const DESCRIPTORS: &[u8] =
 
 /// What is no coordinator's URL.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("--coordinator {url}: expected a URL like http://coordinator:50051")]
+#[error("--coordinator {url}: expected a URL like http://coordinator:50051, or https:// with keys")]
 pub struct UrlError {
     /// As typed.
     pub url: String,
@@ -26,14 +26,15 @@ pub struct UrlError {
 /// The coordinator's end of the wire.
 ///
 /// # Errors
-/// [`UrlError`], if it is no URL, names no host, or another scheme than http.
+/// [`UrlError`], if it is no URL, names no host, or another scheme than http and https.
 pub fn endpoint(url: &str) -> Result<Endpoint, UrlError> {
     let wrong = || UrlError {
         url: url.to_owned(),
     };
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|_| wrong())?;
     let uri = endpoint.uri();
-    if uri.scheme_str() == Some("http") && uri.host().is_some_and(|host| !host.is_empty()) {
+    let is_known = matches!(uri.scheme_str(), Some("http" | "https"));
+    if is_known && uri.host().is_some_and(|host| !host.is_empty()) {
         Ok(endpoint)
     } else {
         Err(wrong())
@@ -47,11 +48,13 @@ mod tests {
     #[test]
     fn only_a_url_of_a_host_is_taken() {
         assert!(endpoint("http://127.0.0.1:50051").is_ok());
+        assert!(endpoint("https://coordinator:50051").is_ok());
         for wrong in [
             "",
             "localhost",
             "127.0.0.1:50051",
-            "https://host:1",
+            "ftp://host:1",
+            "https://",
             "http://",
             "a b",
         ] {

@@ -25,6 +25,7 @@ mod listener;
 mod nccl;
 mod shared;
 mod socket;
+mod stream;
 mod tcp;
 pub mod tree;
 mod wire;
@@ -35,6 +36,7 @@ pub use flags::Flags;
 pub use group::{Group, GroupFault, GroupPeer};
 pub use in_process::InProcess;
 pub use listener::Listener;
+pub use stream::Lock;
 #[cfg(feature = "torch")]
 pub use nccl::Nccl;
 pub use tcp::{Deadlines, Tcp};

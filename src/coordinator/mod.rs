@@ -7,6 +7,7 @@
 mod audit;
 pub mod cli;
 mod driver;
+mod guard;
 pub mod ledger;
 mod local;
 mod plans;
@@ -26,6 +27,7 @@ use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
 use crate::config::{self, Job, Score};
 use crate::data::{DataError, Dataset};
 use crate::ids::{Generation, Step};
+use crate::locks::{self, Locks};
 use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Past, Rules};
 use crate::plan::{Plan, PlanError};
 use crate::proto;
@@ -33,6 +35,7 @@ use crate::proto::coordinator_server::CoordinatorServer;
 use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Beats, Driver, End, Input, Reached, Secrets, Shown, Waiting};
+use guard::Guard;
 use ledger::{JobRecord, Ledger, LedgerError, LedgerReader};
 use plans::Plans;
 use prost::bytes::Bytes;
@@ -44,7 +47,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::ReceiverStream;
 
 /// For workers to take their last message before the server ends.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -198,6 +201,8 @@ pub struct Options {
     pub resume: bool,
     /// The job starts when this many workers are ready.
     pub expected: u32,
+    /// How its connections are locked.
+    pub locks: Locks,
 }
 
 /// A job that is ready to be served.
@@ -401,14 +406,23 @@ impl Coordinator {
             };
             let _ = stopper.send(input);
         });
+        let job = &options.job;
+        let (name, workers) = (&job.job.name, job.max_workers());
         let service = Service {
+            guard: Guard::new(options.locks.clone(), name, workers),
             inbox,
             beats,
             progress,
             identity,
             next_session: AtomicU64::new(1),
         };
-        let (end, server) = server(service, listener, address.clone()).await;
+        let limits = locks::Limits {
+            connections: Guard::connections(workers),
+            handshake: guard::HANDSHAKE,
+        };
+        tracing::info!("listening on {address}");
+        let incoming = locks::receive(listener, options.locks.clone(), name, limits);
+        let (end, server) = server(service, incoming, options.locks.token.is_none()).await;
         let outcome = outcome.await.map_err(|_| CoordinatorError::Io {
             what: "the driver's thread died".to_owned(),
             source: std::io::Error::other("it panicked; see the log"),
@@ -519,11 +533,11 @@ impl Coordinator {
 
 type ServerTask = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
 
-/// Starts the gRPC server: sessions, health and reflection.
+/// Starts the gRPC server: sessions, health, and reflection if nobody has to prove anything by a token.
 async fn server(
     service: Service,
-    listener: TcpListener,
-    address: String,
+    incoming: ReceiverStream<std::io::Result<locks::Connection>>,
+    reflects: bool,
 ) -> (tokio::sync::oneshot::Sender<()>, ServerTask) {
     let (end, ended) = tokio::sync::oneshot::channel();
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -533,17 +547,21 @@ async fn server(
         .build_v1();
     let mut builder = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_concurrent_streams(guard::STREAMS)
+        .http2_max_header_list_size(guard::HEADERS)
+        .max_frame_size(guard::FRAME)
+        .http2_max_pending_accept_reset_streams(Some(guard::RESETS));
+    let coordinator = CoordinatorServer::new(service).max_decoding_message_size(guard::LONGEST);
     let router = builder
-        .add_service(CoordinatorServer::new(service))
+        .add_service(coordinator)
         .add_service(health_service)
         .add_optional_service(
             reflection
                 .inspect_err(|error| tracing::warn!("no gRPC reflection: {error}"))
-                .ok(),
+                .ok()
+                .filter(|_| reflects),
         );
-    tracing::info!("listening on {address}");
-    let incoming = TcpListenerStream::new(listener);
     let task = tokio::spawn(async move {
         router
             .serve_with_incoming_shutdown(incoming, async {

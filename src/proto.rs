@@ -15,6 +15,18 @@ tonic::include_proto!("ganglion.v1");
 pub const DESCRIPTORS: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/ganglion.v1.descriptors.bin"));
 
+/// Without the secret, so that no log shows it.
+impl std::fmt::Debug for Assignment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Assignment")
+            .field("generation", &self.generation)
+            .field("rank", &self.rank)
+            .field("checkpoint", &self.checkpoint)
+            .field("total_steps", &self.total_steps)
+            .finish_non_exhaustive()
+    }
+}
+
 /// What is no coordinator's URL.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("--coordinator {url}: expected a URL like http://coordinator:50051, or https:// with keys")]
@@ -43,7 +55,20 @@ pub fn endpoint(url: &str) -> Result<Endpoint, UrlError> {
 
 #[cfg(test)]
 mod tests {
-    use super::endpoint;
+    use super::{Assignment, endpoint};
+
+    #[test]
+    fn an_assignment_does_not_show_its_secret() {
+        let assignment = Assignment {
+            secret: vec![0xab; 32],
+            ..Assignment::default()
+        };
+        let shown = format!("{assignment:?}");
+        assert!(
+            !shown.contains("171") && !shown.contains("secret"),
+            "{shown}"
+        );
+    }
 
     #[test]
     fn only_a_url_of_a_host_is_taken() {

@@ -16,6 +16,8 @@ mod error;
 mod exact;
 mod flags;
 mod forming;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group;
 mod handshake;
 mod in_process;
@@ -36,9 +38,9 @@ pub use flags::Flags;
 pub use group::{Group, GroupFault, GroupPeer};
 pub use in_process::InProcess;
 pub use listener::Listener;
-pub use stream::Lock;
 #[cfg(feature = "torch")]
 pub use nccl::Nccl;
+pub use stream::Lock;
 pub use tcp::{Deadlines, Tcp};
 
 use crate::ids::Rank;

@@ -69,7 +69,12 @@ impl Stream {
         // A worker is known by its part in the job, and no name is checked.
         let nobody = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let connection = ClientConnection::new(keys.peer_client(), nobody);
-        Tls::greet(socket, connection.map_err(io::Error::other)?.into(), keys, limit)
+        Tls::greet(
+            socket,
+            connection.map_err(io::Error::other)?.into(),
+            keys,
+            limit,
+        )
     }
 
     /// The end of who was called.
@@ -85,7 +90,12 @@ impl Stream {
             return Ok(Self::Plain(socket));
         };
         let connection = ServerConnection::new(keys.peer_server());
-        Tls::greet(socket, connection.map_err(io::Error::other)?.into(), keys, limit)
+        Tls::greet(
+            socket,
+            connection.map_err(io::Error::other)?.into(),
+            keys,
+            limit,
+        )
     }
 
     fn socket(&self) -> &TcpStream {
@@ -162,7 +172,10 @@ impl Tls {
             if let Err(error) = connection.process_new_packets() {
                 // The peer shall learn why, if it is still there.
                 let _ = connection.write_tls(&mut &socket);
-                return Err(io::Error::new(ErrorKind::InvalidData, format!("TLS: {error}")));
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    format!("TLS: {error}"),
+                ));
             }
         }
         let own = keys.identities();
@@ -264,14 +277,21 @@ mod tests {
     }
 
     /// What both ends of a connection come to: who called first.
-    fn meet(caller: Option<&Lock>, called: Option<&Lock>, within: Duration) -> [io::Result<Stream>; 2] {
+    fn meet(
+        caller: Option<&Lock>,
+        called: Option<&Lock>,
+        within: Duration,
+    ) -> [io::Result<Stream>; 2] {
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
         let socket = TcpStream::connect(door.local_addr().unwrap()).unwrap();
         let other = door.accept().unwrap().0;
         thread::scope(|scope| {
             let limit = Limit::start(within);
             let other = scope.spawn(move || Stream::called(other, called, &limit));
-            [Stream::calling(socket, caller, &limit), other.join().unwrap()]
+            [
+                Stream::calling(socket, caller, &limit),
+                other.join().unwrap(),
+            ]
         })
     }
 
@@ -281,17 +301,18 @@ mod tests {
         let keys = || Lock(place.keys(Part::Worker));
         let ends = meet(Some(&keys()), Some(&keys()), PATIENT).map(Result::unwrap);
         let sent: Vec<u8> = (0..32_u32 << 20).map(|i| (i * 7919 >> 8) as u8).collect();
+        let sent = &sent;
         thread::scope(|scope| {
             for end in &ends {
-                scope.spawn(|| {
+                scope.spawn(move || {
                     let mut end = end;
-                    end.write_all(&sent).unwrap();
+                    end.write_all(sent).unwrap();
                     end.shutdown(Shutdown::Write).unwrap();
                 });
-                scope.spawn(|| {
+                scope.spawn(move || {
                     let (mut end, mut got) = (end, Vec::new());
                     end.read_to_end(&mut got).unwrap();
-                    assert!(got == sent);
+                    assert!(got == *sent);
                 });
             }
         });
@@ -325,7 +346,7 @@ mod tests {
         assert!(error.contains("job/mnist/operator, expected"), "{error}");
         drop(called);
         for other in [Some(lock("mnist", Part::Worker)), None] {
-            let [calling, called] = meet(Some(&mine), other.as_ref(), Duration::from_secs(2));
+            let [calling, called] = meet(Some(&mine), other.as_ref(), Duration::from_millis(300));
             assert!(calling.is_err(), "the caller trusts another CA, or TLS");
             drop(called);
             let [_, called] = meet(other.as_ref(), Some(&mine), Duration::from_millis(200));

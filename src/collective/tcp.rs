@@ -228,12 +228,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(
-        stream: Stream,
-        address: String,
-        deadline: Duration,
-        frames: usize,
-    ) -> io::Result<Self> {
+    fn new(stream: Stream, address: String, deadline: Duration, frames: usize) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(deadline))?;
         let stream = Arc::new(stream);

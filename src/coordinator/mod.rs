@@ -7,6 +7,8 @@
 mod audit;
 pub mod cli;
 mod driver;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guard;
 pub mod ledger;
 mod local;

@@ -5,7 +5,7 @@
 
 use super::dialling::account;
 use super::identity::Identities;
-use super::{Locks, WrongIdentity};
+use super::{Locks, Rates, WrongIdentity};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -46,6 +46,10 @@ pub fn receive(
     let (sender, connections) = mpsc::channel(WAITING);
     let job: Arc<str> = Arc::from(job);
     let places = Arc::new(Semaphore::new(limits.connections));
+    // Not even by being slow shall one address take all the places.
+    let most = u32::try_from(limits.connections / 2).unwrap_or(u32::MAX);
+    let mut knocks = Rates::new(most, 4 * limits.handshake);
+    let origin = tokio::time::Instant::now();
     tokio::spawn(async move {
         loop {
             let accepted = tokio::select! {
@@ -61,6 +65,10 @@ pub fn receive(
                     continue;
                 }
             };
+            if !knocks.take(peer.ip(), origin.elapsed()) {
+                tracing::warn!(%peer, "closed a connection: too many come from this address");
+                continue;
+            }
             let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
                 let most = limits.connections;
                 tracing::warn!(%peer, "closed a connection: there are {most} others");
@@ -253,5 +261,124 @@ impl AsyncWrite for Connection {
             Way::Plain(stream) => Pin::new(stream).poll_shutdown(context),
             Way::Tls(stream) => Pin::new(stream).poll_shutdown(context),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::certs::{TestKeys, for_tests};
+    use super::super::identity::Part;
+    use super::super::{DialError, Keys, dial};
+    use super::*;
+    use tokio_stream::StreamExt;
+
+    const PATIENT: Duration = Duration::from_secs(60);
+    const BRIEF: Limits = Limits {
+        connections: 64,
+        handshake: Duration::from_millis(300),
+    };
+
+    /// A door, and its address.
+    async fn door(
+        locks: Locks,
+        limits: Limits,
+    ) -> (ReceiverStream<io::Result<Connection>>, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (receive(listener, locks, "mnist", limits), address)
+    }
+
+    fn locks(keys: Arc<Keys>) -> Locks {
+        Locks {
+            keys: Some(keys),
+            ..Locks::default()
+        }
+    }
+
+    async fn call(address: SocketAddr, bytes: &[u8]) -> usize {
+        use tokio::io::AsyncWriteExt;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let _ = stream.write_all(bytes).await;
+        let mut answer = Vec::new();
+        let read = tokio::time::timeout(PATIENT, stream.read_to_end(&mut answer)).await;
+        read.unwrap().unwrap_or(0)
+    }
+
+    #[tokio::test]
+    async fn only_what_speaks_http2_gets_through_and_the_rest_is_shown_out() {
+        let (mut connections, address) = door(Locks::default(), BRIEF).await;
+        for stranger in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            &[0x16, 3, 1, 2, 0],
+            &[0; 100],
+            // Half of the preface, and then silence.
+            &PREFACE[..12],
+            b"",
+        ] {
+            assert_eq!(call(address, stranger).await, 0, "{stranger:?}");
+        }
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let said = [&PREFACE[..], b"settings"].concat();
+        tokio::io::AsyncWriteExt::write_all(&mut stream, &said)
+            .await
+            .unwrap();
+        let connection = tokio::time::timeout(PATIENT, connections.next()).await;
+        let mut connection = connection.unwrap().unwrap().unwrap();
+        assert_eq!(
+            connection.connect_info().address,
+            stream.local_addr().unwrap()
+        );
+        let mut heard = vec![0; said.len()];
+        connection.read_exact(&mut heard).await.unwrap();
+        assert_eq!(heard, said, "the preface is there for the server too");
+    }
+
+    #[tokio::test]
+    async fn one_address_can_not_take_all_the_places() {
+        let limits = Limits {
+            connections: 16,
+            handshake: PATIENT,
+        };
+        let (mut connections, address) = door(Locks::default(), limits).await;
+        let mut silent = Vec::new();
+        for _ in 0..8 {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        // The ninth is closed at once, long before the deadline of the others.
+        assert_eq!(call(address, &PREFACE).await, 0);
+        drop(connections.next());
+        drop(silent);
+    }
+
+    async fn dials(place: &TestKeys, part: Part, address: SocketAddr) -> Result<(), DialError> {
+        let mine = locks(place.keys(part));
+        let endpoint = mine
+            .endpoint(&format!("https://localhost:{}", address.port()))
+            .unwrap();
+        dial(endpoint, &mine, PATIENT).await.map(drop)
+    }
+
+    #[tokio::test]
+    async fn both_ends_look_at_the_others_certificate() {
+        let place = for_tests("mnist");
+        let limits = Limits {
+            handshake: PATIENT,
+            ..BRIEF
+        };
+        let (mut connections, address) = door(locks(place.keys(Part::Coordinator)), limits).await;
+        dials(&place, Part::Worker, address).await.unwrap();
+        let connection = tokio::time::timeout(PATIENT, connections.next()).await;
+        let caller = connection.unwrap().unwrap().unwrap().connect_info();
+        let worker = super::super::Identity::new("mnist", Part::Worker);
+        assert!(caller.identities.unwrap().has(&worker));
+        let error = dials(&for_tests("mnist"), Part::Worker, address).await;
+        let error = crate::command::innermost(&error.unwrap_err());
+        assert!(error.contains("UnknownIssuer"), "{error}");
+        // A worker in the coordinator's place.
+        let (_impostor, address) = door(locks(place.keys(Part::Worker)), limits).await;
+        let endpoint = format!("https://127.0.0.1:{}", address.port());
+        let mine = locks(place.keys(Part::Worker));
+        let error = dial(mine.endpoint(&endpoint).unwrap(), &mine, PATIENT).await;
+        assert!(error.is_err(), "and it has not even the host's name");
     }
 }

@@ -8,5 +8,6 @@ pub mod catalog;
 pub mod evaluations;
 pub mod logging;
 pub mod metrics;
+pub mod port;
 pub mod progress;
 pub mod records;

@@ -67,6 +67,10 @@ def drop(documents: List[Document], name: str, argument: str) -> None:
     container(documents, name)["args"].remove(argument)
 
 
+def named(entries: List[Document], name: str) -> Document:
+    return next(entry for entry in entries if entry["name"] == name)
+
+
 def secret(documents: List[Document], name: str) -> Document:
     return next(volume["secret"] for volume in pod(documents, name)["volumes"] if "secret" in volume)
 
@@ -211,9 +215,10 @@ FAULTS: List[Tuple[str, str, str, Callable[[List[Document]], Any]]] = [
      lambda d: container(d, W)["args"].append("--insecure")),
     ("locks", "mtls", "another's certificate",
      lambda d: secret(d, W).update(secretName="gan-coord-tls")),
-    ("locks", "mtls", "no key", lambda d: container(d, C)["env"].pop()),
+    ("locks", "mtls", "no key",
+     lambda d: named(container(d, C)["env"], "GAN_TLS_KEY").update(name="GAN_KEY")),
     ("locks", "mtls", "a key where it is not",
-     lambda d: container(d, W)["volumeMounts"][-1].update(mountPath="/etc/tls")),
+     lambda d: named(container(d, W)["volumeMounts"], "tls").update(mountPath="/etc/tls")),
     ("locks", "mtls", "another job's certificate", lambda d: spec(d, W).update(
         uris=["spiffe://ganglion/job/mnist/worker"])),
     ("locks", "mtls", "a worker that can't be called",
@@ -231,7 +236,7 @@ FAULTS: List[Tuple[str, str, str, Callable[[List[Document]], Any]]] = [
     ("issuers", "mtls", "renewed before it is made", lambda d: spec(d, W).update(renewBefore="49h")),
     # what only the programs can say
     ("arguments", "mtls", "a variable that no program knows",
-     lambda d: container(d, W)["env"][-1].update(name="GAN_TLS_KEYS")),
+     lambda d: named(container(d, W)["env"], "GAN_TLS_KEY").update(name="GAN_TLS_KEYS")),
     ("arguments", "cpu-demo", "an option that there is not", swap("--cores", "--core=1")),
     ("arguments", "cpu-demo", "a value that can't be", swap("--cores", "--cores=many")),
     ("arguments", "cpu-demo", "no such command",

@@ -47,12 +47,14 @@ pub struct Issued {
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    /// A new one.
+    /// A new one, of a name that no other one has: who is shown a certificate of another one shall see
+    /// that.
     ///
     /// # Errors
     /// What the library says; keys are made by the system's randomness.
     pub fn new(name: &str, valid: Validity) -> Result<Self, rcgen::Error> {
-        let mut params = params(name, valid);
+        let number = getrandom::u64().map_err(|_| rcgen::Error::RingUnspecified)?;
+        let mut params = params(&format!("{name} {number:016x}"), valid);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         Ok(Self(CertifiedIssuer::self_signed(

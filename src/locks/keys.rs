@@ -319,7 +319,8 @@ mod tests {
         let keys = Keys::open(files.clone()).unwrap();
         let before = keys.peer_server();
         assert!(Arc::ptr_eq(&before, &keys.peer_server()), "nothing changed");
-        let new = for_tests("other").files(Part::Worker);
+        let other = for_tests("other");
+        let new = other.files(Part::Worker);
         certs::replace(&new.cert, &files.cert);
         assert!(Arc::ptr_eq(&before, &keys.peer_server()), "half a change");
         certs::replace(&new.key, &files.key);

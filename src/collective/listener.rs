@@ -106,6 +106,11 @@ impl Listener {
         self.address
     }
 
+    /// Whether connections are within TLS.
+    pub fn is_locked(&self) -> bool {
+        self.door.lock.is_some()
+    }
+
     /// How connections are locked.
     pub(super) fn lock(&self) -> Option<&Lock> {
         self.door.lock.as_ref()

@@ -4,8 +4,9 @@
 //! depend on how many workers there are nor on which replicas each hosts: [`tree`] fixes the order
 //! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory, the latter between workers
 //! of one host through memory that they share, and `Nccl` on GPUs; all pass the same conformance
-//! suite. It also finds out who holds what, and copies it to who doesn't. This room
-//! knows nothing of networks, optimizers or the coordinator: it is given a [`Group`] and vectors.
+//! suite, [`Tcp`] with its connections within TLS besides. It also finds out who holds what, and
+//! copies it to who doesn't. This room knows nothing of networks, optimizers or the coordinator: it is
+//! given a [`Group`] and vectors.
 
 #![deny(unsafe_code)]
 

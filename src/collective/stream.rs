@@ -300,7 +300,9 @@ mod tests {
         let place = for_tests("mnist");
         let keys = || Lock(place.keys(Part::Worker));
         let ends = meet(Some(&keys()), Some(&keys()), PATIENT).map(Result::unwrap);
-        let sent: Vec<u8> = (0..32_u32 << 20).map(|i| (i.wrapping_mul(7919) >> 8) as u8).collect();
+        let sent: Vec<u8> = (0..32_u32 << 20)
+            .map(|i| (i.wrapping_mul(7919) >> 8) as u8)
+            .collect();
         let sent = &sent;
         thread::scope(|scope| {
             for end in &ends {

@@ -1,5 +1,6 @@
 //! What both command lines share: how they print, how they fail, and with which exit code.
 
+use std::error::Error;
 use std::fmt::Display;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
@@ -41,6 +42,15 @@ pub fn end(program: &str, result: Result<ExitCode, Failure>) -> ExitCode {
         let _ = writeln!(io::stderr(), "{program}: {}", failure.message);
         ExitCode::from(failure.code)
     })
+}
+
+/// What an error comes from in the end. tonic wraps the operating system's word several times.
+pub fn innermost(error: &dyn Error) -> String {
+    let mut error = error;
+    while let Some(source) = error.source() {
+        error = source;
+    }
+    error.to_string()
 }
 
 /// Prints. A reader that has gone, as `head` does, is no error.

@@ -34,14 +34,17 @@
 //! | `evaluate` | what a generator is worth: FID, KID, precision, recall, density, coverage, modes |
 //! | `density` | section 3.4 of the tutorial: NCE, maximum likelihood and GAN on densities in closed form |
 //! | `figures` | the tutorial's figures, from runs |
+//! | [`locks`] | who may talk to whom: certificates for a part in a job, tokens, the coordinator's door |
 //! | [`telemetry`] | logs, metrics, records, TensorBoard's event files, the progress bar |
 //! | [`random`] | PURE: a key for every random draw |
 //! | [`command`], [`signals`], [`ids`] | what both command lines share; SIGTERM and the like; the numbers that name things |
 //! | [`proto`] | the wire, as `proto/` defines it |
+//! | `fuzzing` | tests: what must hold of all that reads bytes of strangers |
 //! | `faults`, `simulation` | tests: places to die at; the two machines in seeded schedules on a virtual clock |
 //!
 //! Arrows point one way: binaries → `coordinator`, `worker` → `train` → `collective`, `model`,
 //! `objective`, `regularise`, `data`, `checkpoint` → `plan`, `config`; and `collective` → `nccl` → `torch`.
+//! `coordinator`, `worker` and `collective` use `locks`, which uses none of them.
 //! `coordinator` and `worker` never use each other. PURE rooms use no tokio, tonic or tch and read no
 //! clock: time comes in as an argument, decisions go out as values. `unsafe` lives in `torch` and
 //! `nccl`, but for two memory maps: one in `data`, one in `collective`.
@@ -65,8 +68,11 @@ pub mod export;
 mod faults;
 #[cfg(feature = "torch")]
 pub mod figures;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod guard;
 pub mod ids;
+pub mod locks;
 pub mod membership;
 pub mod model;
 #[cfg(feature = "torch")]

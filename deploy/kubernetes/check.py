@@ -61,7 +61,7 @@ def schema(cluster: Cluster) -> Iterator[str]:
             checked = [{"apiVersion": "batch/v1", "kind": "Job",
                         "metadata": {"name": part["name"]}, "spec": part["template"]["spec"]}
                        for part in document["spec"]["replicatedJobs"]]
-        elif document["kind"] in ("ServiceMonitor", "PrometheusRule"):
+        elif document["kind"] in ("ServiceMonitor", "PrometheusRule", "Issuer", "Certificate"):
             continue  # rules.operators
         for one in checked:
             try:
@@ -74,7 +74,8 @@ def schema(cluster: Cluster) -> Iterator[str]:
 
 
 def arguments(cluster: Cluster, programs: Path) -> Iterator[str]:
-    """`--help` after them: they are all taken, value by value, and then nothing is done."""
+    """`--help` after them: they are all taken, value by value, and then nothing is done. It names
+    the variables that stand for options, too."""
     for pods in cluster.pods():
         for container in pods.containers():
             name = rules.program(container)
@@ -86,6 +87,16 @@ def arguments(cluster: Cluster, programs: Path) -> Iterator[str]:
             if done.returncode != 0:
                 said = done.stderr.strip().splitlines()[0] if done.stderr.strip() else "nothing"
                 yield f"{pods.name}/{container['name']}: {name} takes them not: {said}"
+                continue
+            given = " ".join(container.get("args", []))
+            for variable in rules.environment(container):
+                # The coordinator's pod is where people run status and stop.
+                asked = [["--help"]] if name == "gan-worker" else [["--help"], ["status", "--help"]]
+                known = done.stdout + "".join(
+                    subprocess.run([str(programs / name), *words], capture_output=True, text=True,
+                                   timeout=PATIENCE).stdout for words in asked)
+                if f"$({variable})" not in given and f"[env: {variable}=" not in known:
+                    yield f"{pods.name}/{container['name']}: {name} knows no variable {variable}"
 
 
 def job_file(cluster: Cluster, programs: Path) -> Iterator[str]:

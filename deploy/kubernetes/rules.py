@@ -175,6 +175,12 @@ def references(cluster: Cluster) -> Problems:
                 if "configMap" in volume]
         maps += [source["configMapRef"]["name"] for container in pods.containers()
                  for source in container.get("envFrom", []) if "configMapRef" in source]
+        secrets = [volume["secret"]["secretName"] for volume in pods.spec["volumes"]
+                   if "secret" in volume]
+        made = [certificate["spec"]["secretName"] for certificate in cluster.all("Certificate")]
+        for name in secrets:
+            if name not in made:
+                yield f"{pods.name}: no Certificate makes the Secret {name}"
         for name in maps:
             used.add(name)
             if name not in cluster.names("ConfigMap"):
@@ -527,7 +533,7 @@ def addresses(cluster: Cluster) -> Problems:
     coord, worker = cluster.of("gan-coord"), cluster.of("gan-worker")
     for container in worker.spec["containers"]:
         url = option(container, "coordinator") or ""
-        match = re.fullmatch(r"http://([a-z0-9-]+):(\d+)", url)
+        match = re.fullmatch(r"https?://([a-z0-9-]+):(\d+)", url)
         services = [service for service in cluster.all("Service")
                     if match and service["metadata"]["name"] == match[1]
                     and coord in cluster.selected(service["spec"]["selector"])]
@@ -668,6 +674,83 @@ def operators(cluster: Cluster) -> Problems:
             yield f"{job['metadata']['name']}: a queue's Job, and no other, starts suspended"
 
 
+def certificate(cluster: Cluster, container: Document, pods: Pods) -> Optional[Document]:
+    """The Certificate that a program shows, if its variables name what cert-manager writes."""
+    known = environment(container)
+    files = [known.get(f"GAN_TLS_{name}", "") for name in ("CA", "CERT", "KEY")]
+    if [path.rsplit("/", 1)[-1] for path in files] != ["ca.crt", "tls.crt", "tls.key"]:
+        return None
+    places = {under(container, path) for path in files}
+    secrets = [volume["secret"]["secretName"] for volume in pods.spec["volumes"]
+               if "secret" in volume and places == {(volume["name"], False)}]
+    return next((document for document in cluster.all("Certificate")
+                 if document["spec"]["secretName"] in secrets), None)
+
+
+def locks(cluster: Cluster) -> Problems:
+    """Who listens has a lock, or says that there is none; and locks and keys fit."""
+    wanted = cluster.overlay == "mtls"
+    text = next((document["data"]["job.toml"] for document in cluster.all("ConfigMap")
+                 if document["metadata"]["name"] == "gan-job"), "")
+    job = re.search(r'^name = "([^"]+)"', text, re.MULTILINE)
+    for name, part in [("gan-coord", "coordinator"), ("gan-worker", "worker")]:
+        pods = cluster.of(name)
+        container = pods.main()
+        where, insecure = f"{pods.name}/{container['name']}", "--insecure" in arguments(container)
+        shown = certificate(cluster, container, pods)
+        tls = any(variable.startswith("GAN_TLS_") for variable in environment(container))
+        url = option(container, "coordinator") or environment(container).get("GAN_COORDINATOR", "")
+        if wanted == insecure:
+            yield f"{where}: {'--insecure' if insecure else 'neither a lock nor --insecure'}"
+        if wanted != tls or wanted != (shown is not None):
+            yield f"{where}: its keys are not what a Certificate makes, or are not wanted here"
+        if url and url.startswith("https:") != wanted:
+            yield f"{where}: it looks for {url}"
+        for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+            if wanted and "grpc" in container.get(kind, {}):
+                yield f"{where}: the {kind} speaks no TLS"
+        if shown is None:
+            continue
+        spec = shown["spec"]
+        uri = f"spiffe://ganglion/job/{job[1] if job else ''}/{part}"
+        if spec.get("uris") != [uri]:
+            yield f"{where}: its certificate is for {spec.get('uris')}, expected {uri}"
+        if not {"server auth", "client auth"} <= set(spec.get("usages", [])):
+            yield f"{where}: its certificate is for {spec.get('usages')}"
+        hosts = [] if part == "worker" else ["gan-coord", "localhost"]
+        for host in hosts:
+            if host not in spec.get("dnsNames", []):
+                yield f"{where}: its certificate has not the name {host}"
+
+
+def issuers(cluster: Cluster) -> Problems:
+    """cert-manager's objects: the fields that are used, and that one leads to the other."""
+    made = {document["spec"]["secretName"]: document for document in cluster.all("Certificate")}
+    for document in [*cluster.all("Issuer"), *cluster.all("Certificate")]:
+        if document["apiVersion"] != "cert-manager.io/v1":
+            yield f"{document['kind']} of {document['apiVersion']}"
+    for issuer in cluster.all("Issuer"):
+        name, spec = issuer["metadata"]["name"], issuer["spec"]
+        yield from unknown("Issuer", spec, {"selfSigned", "ca"})
+        authority = made.get(spec.get("ca", {}).get("secretName"), {"spec": {}})
+        if len(spec) != 1 or ("ca" in spec and not authority["spec"].get("isCA")):
+            yield f"Issuer {name}: no CA's Certificate makes its Secret"
+    for document in cluster.all("Certificate"):
+        name, spec = document["metadata"]["name"], document["spec"]
+        yield from unknown("Certificate", spec, {
+            "isCA", "commonName", "secretName", "duration", "renewBefore", "privateKey", "usages",
+            "uris", "dnsNames", "ipAddresses", "issuerRef"})
+        by = spec["issuerRef"]
+        if by.get("kind") != "Issuer" or by["name"] not in cluster.names("Issuer"):
+            yield f"Certificate {name}: there is no {by.get('kind')} {by['name']}"
+        lasts, early = seconds(spec["duration"]), seconds(spec.get("renewBefore", "1s"))
+        if not 3600 <= lasts or not 0 < early < lasts:
+            yield f"Certificate {name}: it lasts {spec['duration']}, renewed {early} s before"
+        key = spec.get("privateKey", {})
+        if (key.get("algorithm"), key.get("size")) != ("ECDSA", 256):
+            yield f"Certificate {name}: a key of {key}"
+
+
 def unknown(what: str, found: Document, fields: set) -> Problems:
     for field in sorted(set(found) - fields):
         yield f"{what}: {field} is no field that is known here"
@@ -675,5 +758,5 @@ def unknown(what: str, found: Document, fields: set) -> Problems:
 
 RULES: List[Callable[[Cluster], Problems]] = [
     objects, references, selectors, policies, ports, volumes, profile, manners, restarts, devices,
-    addresses, paths, variables, operators,
+    addresses, paths, variables, operators, locks, issuers,
 ]

@@ -63,6 +63,22 @@ def at(documents: List[Document], kind: str, name: str, *path: Any) -> Any:
     return place
 
 
+def drop(documents: List[Document], name: str, argument: str) -> None:
+    container(documents, name)["args"].remove(argument)
+
+
+def named(entries: List[Document], name: str) -> Document:
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def secret(documents: List[Document], name: str) -> Document:
+    return next(volume["secret"] for volume in pod(documents, name)["volumes"] if "secret" in volume)
+
+
+def spec(documents: List[Document], name: str) -> Document:
+    return find(documents, "Certificate", name)["spec"]
+
+
 W, C = "gan-worker", "gan-coord"
 
 FAULTS: List[Tuple[str, str, str, Callable[[List[Document]], Any]]] = [
@@ -199,7 +215,36 @@ FAULTS: List[Tuple[str, str, str, Callable[[List[Document]], Any]]] = [
     ("references", "monitoring", "a dashboard that Grafana doesn't look for", lambda d: find(
         d, "ConfigMap", "gan-dashboard")["metadata"]["labels"].pop("grafana_dashboard")),
     ("operators", "kueue", "a Job that starts by itself", lambda d: job(d, C).pop("suspend")),
+    ("references", "mtls", "a Secret that nobody makes",
+     lambda d: secret(d, W).update(secretName="gan-worker-key")),
+    ("locks", "gpu", "an open door that nobody owns to", lambda d: drop(d, C, "--insecure")),
+    ("locks", "gpu", "a worker's door that is open", lambda d: drop(d, W, "--insecure")),
+    ("locks", "mtls", "a lock and an open door",
+     lambda d: container(d, W)["args"].append("--insecure")),
+    ("locks", "mtls", "another's certificate",
+     lambda d: secret(d, W).update(secretName="gan-coord-tls")),
+    ("locks", "mtls", "no key",
+     lambda d: named(container(d, C)["env"], "GAN_TLS_KEY").update(name="GAN_KEY")),
+    ("locks", "mtls", "a key where it is not",
+     lambda d: named(container(d, W)["volumeMounts"], "tls").update(mountPath="/etc/tls")),
+    ("locks", "mtls", "another job's certificate", lambda d: spec(d, W).update(
+        uris=["spiffe://ganglion/job/mnist/worker"])),
+    ("locks", "mtls", "a worker that can't be called",
+     lambda d: spec(d, W).update(usages=["client auth"])),
+    ("locks", "mtls", "a name that is not in the certificate",
+     lambda d: spec(d, C)["dnsNames"].remove("gan-coord")),
+    ("locks", "mtls", "a way without TLS",
+     swap("--coordinator", "--coordinator=http://gan-coord:50051")),
+    ("locks", "mtls", "a probe that speaks no TLS",
+     lambda d: container(d, C).update(livenessProbe={"grpc": {"port": 50051}})),
+    ("issuers", "mtls", "a CA that is none", lambda d: spec(d, "gan-ca").pop("isCA")),
+    ("issuers", "mtls", "an issuer that there is not",
+     lambda d: spec(d, W)["issuerRef"].update(name="letsencrypt")),
+    ("issuers", "mtls", "a field of its own", lambda d: spec(d, W).update(uri="x")),
+    ("issuers", "mtls", "renewed before it is made", lambda d: spec(d, W).update(renewBefore="49h")),
     # what only the programs can say
+    ("arguments", "mtls", "a variable that no program knows",
+     lambda d: named(container(d, W)["env"], "GAN_TLS_KEY").update(name="GAN_TLS_KEYS")),
     ("arguments", "cpu-demo", "an option that there is not", swap("--cores", "--core=1")),
     ("arguments", "cpu-demo", "a value that can't be", swap("--cores", "--cores=many")),
     ("arguments", "cpu-demo", "no such command",

@@ -178,7 +178,7 @@ impl Manifest {
 }
 
 /// Puts the checksum of `text` where its zeros are.
-fn seal(text: String) -> String {
+pub(super) fn seal(text: String) -> String {
     let checksum = sha256(text.as_bytes());
     match text.rfind(NO_CHECKSUM) {
         Some(start) => [&text[..start], &checksum, &text[start + checksum.len()..]].concat(),

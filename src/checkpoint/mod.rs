@@ -11,6 +11,8 @@
 //! when a checkpoint is due, and it reads no clock.
 
 mod disk;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod manifest;
 mod reading;
 mod state;

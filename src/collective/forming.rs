@@ -6,6 +6,7 @@ use super::group::Group;
 use super::handshake::{self, CallError, Credentials};
 use super::limit::Limit;
 use super::listener::{HANDSHAKE, Listener};
+use super::stream::{Lock, Stream};
 use crate::ids::Rank;
 use std::collections::BTreeMap;
 use std::io;
@@ -26,7 +27,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(250);
 /// What happens while a group is being formed.
 pub(super) enum Event {
     /// A peer is connected, and has proved that it is one.
-    Connected(Rank, TcpStream),
+    Connected(Rank, Stream),
     /// A call failed and will be tried again.
     Tried(Rank, String),
     /// A call failed for good.
@@ -41,7 +42,7 @@ pub(super) fn connect(
     group: &Group,
     limit: &Limit,
     abort: &Abort,
-) -> Result<BTreeMap<Rank, TcpStream>, CollectiveError> {
+) -> Result<BTreeMap<Rank, Stream>, CollectiveError> {
     let credentials = Credentials::of(group);
     let (sender, events) = mpsc::channel();
     let _forming = listener.form(credentials.clone(), sender.clone())?;
@@ -51,6 +52,7 @@ pub(super) fn connect(
     for rank in (0..group.rank.0).map(Rank) {
         let caller = Caller {
             credentials: credentials.clone(),
+            lock: listener.lock().cloned(),
             rank,
             address: group.peers[rank.0 as usize].address.clone(),
             limit: *limit,
@@ -90,7 +92,7 @@ pub(super) fn connect(
 fn missing(
     group: &Group,
     limit: &Limit,
-    connected: &BTreeMap<Rank, TcpStream>,
+    connected: &BTreeMap<Rank, Stream>,
     last: &BTreeMap<Rank, String>,
 ) -> CollectiveError {
     let missing: Vec<_> = (0..)
@@ -122,6 +124,7 @@ impl Drop for Over {
 /// doesn't keep this rank from the others, who would then miss it.
 struct Caller {
     credentials: Credentials,
+    lock: Option<Lock>,
     rank: Rank,
     address: String,
     limit: Limit,
@@ -154,7 +157,7 @@ impl Caller {
         }
     }
 
-    fn call(&self) -> Result<TcpStream, CallError> {
+    fn call(&self) -> Result<Stream, CallError> {
         let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
         for address in self.address.to_socket_addrs()? {
             let over = || io::Error::from(io::ErrorKind::TimedOut);
@@ -163,6 +166,7 @@ impl Caller {
                 Ok(stream) => {
                     stream.set_nodelay(true)?;
                     let limit = Limit::start(left.min(HANDSHAKE));
+                    let stream = Stream::calling(stream, self.lock.as_ref(), &limit)?;
                     handshake::call(&stream, &self.credentials, self.rank, &limit)?;
                     return Ok(stream);
                 }

@@ -10,19 +10,20 @@
 //! A proof is HMAC-SHA256, keyed with the generation's secret, over the prover's role, the hello
 //! with the caller's nonce, the listener's nonce, and who hosts which replicas. The secret itself
 //! is never sent; a proof can't be used in the other direction, for another pair of ranks, in
-//! another generation or a second time. What follows is neither encrypted nor signed: the network
-//! between workers is trusted not to change a connection that was made.
+//! another generation or a second time. All of this, and what follows, is within TLS if the worker has
+//! keys. If it has none, what follows is neither encrypted nor signed: the network between workers is
+//! trusted not to change a connection that was made.
 
 use super::error::Refusal;
 use super::group::Group;
 use super::limit::Limit;
 use super::socket;
+use super::stream::Stream;
 use super::wire::{Answer, Hello, Nonce, Proof, Verdict};
 use crate::ids::{Generation, Rank};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
-use std::net::TcpStream;
 
 /// The byte that ends a handshake.
 const IN: [u8; 1] = [0x06];
@@ -114,7 +115,7 @@ fn nonce() -> io::Result<Nonce> {
 
 /// The caller's side.
 pub(super) fn call(
-    mut stream: &TcpStream,
+    mut stream: &Stream,
     credentials: &Credentials,
     to: Rank,
     limit: &Limit,
@@ -151,7 +152,7 @@ pub(super) fn call(
 /// The listener's side. `admit` says which generation is being formed, if the hello is one of its
 /// calls. Returns who called.
 pub(super) fn answer(
-    mut stream: &TcpStream,
+    mut stream: &Stream,
     limit: &Limit,
     admit: impl FnOnce(&Hello) -> Result<Credentials, Verdict>,
 ) -> Result<Hello, Stranger> {

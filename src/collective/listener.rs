@@ -5,6 +5,7 @@ use super::error::Refusal;
 use super::forming::Event;
 use super::handshake::{self, Credentials, Stranger};
 use super::limit::Limit;
+use super::stream::{Lock, Stream};
 use super::wire::{Hello, Verdict};
 use crate::ids::Generation;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -33,6 +34,7 @@ pub struct Listener {
 }
 
 struct Door {
+    lock: Option<Lock>,
     state: Mutex<State>,
     closing: AtomicBool,
     handshakes: AtomicUsize,
@@ -60,6 +62,15 @@ impl Listener {
     /// # Errors
     /// If the address is not to be had.
     pub fn bind(address: &str) -> Result<Self, CollectiveError> {
+        Self::bind_locked(address, None)
+    }
+
+    /// As [`bind`](Self::bind), but all connections, those of the groups that are formed with it too,
+    /// are within TLS if there is a lock.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub fn bind_locked(address: &str, lock: Option<Lock>) -> Result<Self, CollectiveError> {
         let listen = |source| CollectiveError::Listen {
             address: address.to_owned(),
             source,
@@ -67,6 +78,7 @@ impl Listener {
         let listener = TcpListener::bind(address).map_err(listen)?;
         let local = listener.local_addr().map_err(listen)?;
         let door = Arc::new(Door {
+            lock,
             state: Mutex::new(State {
                 newest: Generation::default(),
                 forming: None,
@@ -92,6 +104,16 @@ impl Listener {
     /// Where it listens, with the port that the system chose.
     pub fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Whether connections are within TLS.
+    pub fn is_locked(&self) -> bool {
+        self.door.lock.is_some()
+    }
+
+    /// How connections are locked.
+    pub(super) fn lock(&self) -> Option<&Lock> {
+        self.door.lock.as_ref()
     }
 
     /// From now on members of this generation are let in, and older ones are refused for good.
@@ -195,6 +217,13 @@ impl Door {
 
     fn shake_hands(&self, stream: TcpStream, peer: SocketAddr) {
         let limit = Limit::start(HANDSHAKE);
+        let stream = match Stream::called(stream, self.lock.as_ref(), &limit) {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::warn!(%peer, "refused a connection: {error}");
+                return;
+            }
+        };
         let mut admitted = None;
         let outcome = handshake::answer(&stream, &limit, |hello| {
             let (credentials, events) = self.admit(hello)?;

@@ -4,8 +4,9 @@
 //! depend on how many workers there are nor on which replicas each hosts: [`tree`] fixes the order
 //! of the additions. [`InProcess`] and [`Tcp`] follow it in host memory, the latter between workers
 //! of one host through memory that they share, and `Nccl` on GPUs; all pass the same conformance
-//! suite. It also finds out who holds what, and copies it to who doesn't. This room
-//! knows nothing of networks, optimizers or the coordinator: it is given a [`Group`] and vectors.
+//! suite, [`Tcp`] with its connections within TLS besides. It also finds out who holds what, and
+//! copies it to who doesn't. This room knows nothing of networks, optimizers or the coordinator: it is
+//! given a [`Group`] and vectors.
 
 #![deny(unsafe_code)]
 
@@ -16,6 +17,8 @@ mod error;
 mod exact;
 mod flags;
 mod forming;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod group;
 mod handshake;
 mod in_process;
@@ -25,6 +28,7 @@ mod listener;
 mod nccl;
 mod shared;
 mod socket;
+mod stream;
 mod tcp;
 pub mod tree;
 mod wire;
@@ -37,6 +41,7 @@ pub use in_process::InProcess;
 pub use listener::Listener;
 #[cfg(feature = "torch")]
 pub use nccl::Nccl;
+pub use stream::Lock;
 pub use tcp::{Deadlines, Tcp};
 
 use crate::ids::Rank;

@@ -1,8 +1,8 @@
-//! Reading a TCP connection with an end in sight.
+//! Reading a connection with an end in sight.
 
 use super::limit::Limit;
+use super::stream::Stream;
 use std::io::{self, Read};
-use std::net::TcpStream;
 
 /// Reads until `buffer` holds at least `enough` bytes, of which it holds `filled` already; returns
 /// how many it holds then. It may read more, up to the buffer's end.
@@ -10,7 +10,7 @@ use std::net::TcpStream;
 /// # Errors
 /// `TimedOut` when the limit is over, `UnexpectedEof` when the peer has closed the connection.
 pub(super) fn fill(
-    mut stream: &TcpStream,
+    mut stream: &Stream,
     buffer: &mut [u8],
     mut filled: usize,
     enough: usize,
@@ -42,7 +42,7 @@ pub(super) fn fill(
 }
 
 /// Reads exactly one message of a known length.
-pub(super) fn read<const N: usize>(stream: &TcpStream, limit: &Limit) -> io::Result<[u8; N]> {
+pub(super) fn read<const N: usize>(stream: &Stream, limit: &Limit) -> io::Result<[u8; N]> {
     let mut message = [0; N];
     fill(stream, &mut message, 0, N, limit)?;
     Ok(message)

@@ -4,6 +4,8 @@
 //! a peer writes, so that two ranks that send to each other never wait for each other to read.
 //! Frames pass through buffers that are used again and again.
 //!
+//! If the listener has keys, all of it is within TLS ([`stream`](super::stream)).
+//!
 //! Between ranks of one host frames may go through [`shared`] memory instead; the connection then
 //! only tells when one is gone, and wakes who waits.
 
@@ -17,11 +19,12 @@ use super::limit::Limit;
 use super::listener::Listener;
 use super::shared::{self, Neighbour, Shared, Trouble};
 use super::socket;
+use super::stream::Stream;
 use super::tree;
 use super::wire::{self, HEADER, Label, Mismatch};
 use crate::ids::{Generation, Rank};
 use std::io::{self, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -214,7 +217,7 @@ pub(super) struct Connections {
 /// The connection with one peer.
 struct Link {
     address: String,
-    stream: Arc<TcpStream>,
+    stream: Arc<Stream>,
     /// Nothing once no more will be sent.
     queue: Option<SyncSender<Frame>>,
     writer: Option<JoinHandle<()>>,
@@ -225,12 +228,7 @@ struct Link {
 }
 
 impl Link {
-    fn new(
-        stream: TcpStream,
-        address: String,
-        deadline: Duration,
-        frames: usize,
-    ) -> io::Result<Self> {
+    fn new(stream: Stream, address: String, deadline: Duration, frames: usize) -> io::Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_write_timeout(Some(deadline))?;
         let stream = Arc::new(stream);
@@ -254,7 +252,7 @@ impl Link {
 }
 
 /// A writer's life: until there is nothing more to write, or it can't be written.
-fn write(mut stream: &TcpStream, frames: &Receiver<Frame>, failure: &OnceLock<io::Error>) {
+fn write(mut stream: &Stream, frames: &Receiver<Frame>, failure: &OnceLock<io::Error>) {
     for frame in frames {
         if let Err(error) = stream.write_all(&frame) {
             let _ = failure.set(error);
@@ -269,7 +267,7 @@ fn write(mut stream: &TcpStream, frames: &Receiver<Frame>, failure: &OnceLock<io
 #[cfg(feature = "torch")]
 impl Connections {
     /// Every peer's stream, for whoever reads in this one's place.
-    pub(super) fn streams(&self) -> impl Iterator<Item = (Rank, Arc<TcpStream>)> {
+    pub(super) fn streams(&self) -> impl Iterator<Item = (Rank, Arc<Stream>)> {
         let links = (0..).map(Rank).zip(&self.links);
         links.filter_map(|(rank, link)| Some((rank, Arc::clone(&link.as_ref()?.stream))))
     }

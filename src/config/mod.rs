@@ -7,6 +7,8 @@
 mod data;
 mod durations;
 mod evaluate;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guard;
 mod load;
 mod model;

@@ -9,6 +9,8 @@ use crate::checkpoint::Store;
 use crate::command::{self, Failure, print};
 use crate::config::{self, ConfigError, Job, Override};
 use crate::ids::Epoch;
+use crate::locks::cli::LockArgs;
+use crate::locks::{self, Locks, Part, certs::CertsArgs};
 use crate::membership::Outcome;
 use crate::proto;
 use crate::proto::coordinator_client::CoordinatorClient;
@@ -60,6 +62,8 @@ enum Command {
     Ledger(LedgerArgs),
     /// Compute a complete job again, and compare each checkpoint with its certificate.
     Verify(Verify),
+    /// Make keys and certificates to try TLS with: a CA, and what it signs for each part in a job.
+    Certs(CertsArgs),
     /// Print a shell's completion script.
     Completions {
         /// The shell.
@@ -136,6 +140,8 @@ struct Run {
     resume: bool,
     #[command(flatten)]
     place: RunDir,
+    #[command(flatten)]
+    locks: LockArgs,
 }
 
 /// A run directory that holds this job already is gone on with: its workers may still be training.
@@ -146,8 +152,13 @@ struct Serve {
     /// Address for workers and people (gRPC).
     #[arg(long, default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
+    /// Listen where others can reach it though there is neither TLS nor a token.
+    #[arg(long)]
+    insecure: bool,
     #[command(flatten)]
     place: RunDir,
+    #[command(flatten)]
+    locks: LockArgs,
 }
 
 #[derive(Debug, Args)]
@@ -171,6 +182,8 @@ struct Remote {
         default_value = "http://127.0.0.1:50051"
     )]
     coordinator: String,
+    #[command(flatten)]
+    locks: LockArgs,
 }
 
 #[derive(Debug, Args)]
@@ -269,6 +282,7 @@ impl Cli {
             Command::View(view) => on_runtime(view.run()),
             Command::Ledger(ledger) => ledger.run(),
             Command::Verify(verify) => verify.run(self.log_format),
+            Command::Certs(certs) => certs.run(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "gan-coord", &mut script);
@@ -339,10 +353,14 @@ impl Run {
             )));
         }
         let run_dir = self.place.path(&job);
+        let locks = self.locks.open(&[Part::Coordinator], Some(&job.job.name))?;
+        // The workers have the same certificate.
+        self.locks.open(&[Part::Worker], Some(&job.job.name))?;
         let local = Local {
             workers: self.workers,
             device: self.device,
             program: Local::worker_program()?,
+            locks: self.locks,
         };
         std::fs::create_dir_all(&run_dir).map_err(|error| {
             Failure::wrong(format!(
@@ -357,6 +375,7 @@ impl Run {
             run_dir: run_dir.clone(),
             resume: self.resume,
             expected: self.workers,
+            locks,
         })?;
         self.place.tell(&coordinator, &run_dir);
         on_runtime(async move {
@@ -379,6 +398,8 @@ impl Serve {
     fn run(self, format: LogFormat) -> Result<ExitCode, Failure> {
         let job = self.job.load()?;
         logging::init(format, &LogTarget::Stderr).map_err(Failure::failed)?;
+        let locks = self.locks.open(&[Part::Coordinator], Some(&job.job.name))?;
+        locks.check_listening(self.listen.ip(), "for workers and people", self.insecure)?;
         let run_dir = self.place.path(&job);
         on_runtime(async move {
             let options = Options {
@@ -386,6 +407,7 @@ impl Serve {
                 job,
                 run_dir: run_dir.clone(),
                 resume: true,
+                locks,
             };
             // Packing the data may take long. A container's first process would not even hear that
             // it is to go, if it didn't listen.
@@ -472,21 +494,30 @@ fn report(outcome: &Outcome, run_dir: &Path) -> Result<ExitCode, Failure> {
     }
 }
 
-async fn client(remote: &Remote) -> Result<CoordinatorClient<Channel>, Failure> {
+async fn client(remote: &Remote) -> Result<(CoordinatorClient<Channel>, Locks), Failure> {
     let url = &remote.coordinator;
-    let endpoint = proto::endpoint(url).map_err(|error| Failure::wrong(error.to_string()))?;
+    let locks = remote
+        .locks
+        .open(&[Part::Operator, Part::Coordinator], None)?;
     // A host that has vanished is noticed.
-    let endpoint = endpoint
+    let endpoint = locks
+        .endpoint(url)?
         .http2_keep_alive_interval(ANSWER)
         .keep_alive_timeout(ANSWER)
         .keep_alive_while_idle(true);
-    let channel = endpoint.connect_timeout(ANSWER).connect().await;
-    let channel = channel.map_err(|_| {
+    let channel = locks::dial(endpoint, &locks, ANSWER).await;
+    let channel = channel.map_err(|error| {
+        let why = command::innermost(&error);
         Failure::failed(format!(
-            "no coordinator answers at {url}; is the job running, and the address right?"
+            "no coordinator answers at {url} ({why}); is the job running, and the address right?"
         ))
     })?;
-    Ok(CoordinatorClient::new(channel))
+    Ok((CoordinatorClient::new(channel), locks))
+}
+
+fn signed<T>(locks: &Locks, request: T) -> Result<tonic::Request<T>, Failure> {
+    let signed = locks.sign(request);
+    signed.map_err(|status| Failure::wrong(status.message()))
 }
 
 fn refused(url: &str, status: &tonic::Status) -> Failure {
@@ -499,7 +530,7 @@ fn refused(url: &str, status: &tonic::Status) -> Failure {
 impl StatusArgs {
     async fn run(self) -> Result<ExitCode, Failure> {
         let url = self.remote.coordinator.clone();
-        let mut client = client(&self.remote).await?;
+        let (mut client, locks) = client(&self.remote).await?;
         let show = |status: &proto::JobStatus| {
             if self.json {
                 print(&format!("{}\n", super::status_json(status)))
@@ -511,7 +542,7 @@ impl StatusArgs {
             let request = proto::WatchRequest {
                 interval_seconds: 1.0,
             };
-            let stream = client.watch(request).await;
+            let stream = client.watch(signed(&locks, request)?).await;
             let mut stream = stream
                 .map_err(|status| refused(&url, &status))?
                 .into_inner();
@@ -527,7 +558,7 @@ impl StatusArgs {
                 }
             }
         }
-        let mut request = tonic::Request::new(proto::StatusRequest {});
+        let mut request = signed(&locks, proto::StatusRequest {})?;
         request.set_timeout(ANSWER);
         let status = client.status(request).await;
         show(
@@ -540,12 +571,11 @@ impl StatusArgs {
 
 async fn stop(remote: Remote) -> Result<ExitCode, Failure> {
     let url = remote.coordinator.clone();
-    let mut client = client(&remote).await?;
-    let mut request = tonic::Request::new(proto::ControlRequest {
-        order: Some(proto::control_request::Order::Stop(proto::StopJob {
-            reason: "gan-coord stop".to_owned(),
-        })),
+    let (mut client, locks) = client(&remote).await?;
+    let order = proto::control_request::Order::Stop(proto::StopJob {
+        reason: "gan-coord stop".to_owned(),
     });
+    let mut request = signed(&locks, proto::ControlRequest { order: Some(order) })?;
     request.set_timeout(ANSWER);
     let reply = client.control(request).await;
     let step = reply

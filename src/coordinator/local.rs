@@ -4,6 +4,7 @@
 
 use super::status::Progress;
 use super::{Coordinator, CoordinatorError, Ending, Served};
+use crate::locks::cli::{self, LockArgs};
 use crate::membership::{Outcome, Phase};
 use crate::telemetry::progress::{self, ProgressView};
 use std::fs::OpenOptions;
@@ -37,6 +38,8 @@ pub(super) struct Local {
     pub(super) device: String,
     /// The program.
     pub(super) program: PathBuf,
+    /// Keys and tokens, which they are given too.
+    pub(super) locks: LockArgs,
 }
 
 impl Local {
@@ -87,12 +90,16 @@ impl Local {
                     .args(["--device", &device])
                     .args(["--cores", &share.to_string()])
                     .args(["--advertise", "127.0.0.1"])
+                    .args(self.locks.arguments())
                     .stdin(Stdio::null())
                     .stdout(file.try_clone().map_err(io)?)
                     .stderr(file)
                     // Ctrl-C is for the coordinator, which ends the workers in good order.
                     .process_group(0)
                     .kill_on_drop(true);
+                for variable in cli::VARIABLES {
+                    command.env_remove(variable);
+                }
                 let child = command.spawn().map_err(io)?;
                 Ok(Worker { index, log, child })
             })
@@ -120,17 +127,21 @@ impl Coordinator {
         if let Some(outcome) = self.over()? {
             return Ok(outcome);
         }
+        let scheme = match self.options.locks.keys {
+            Some(_) => "https",
+            None => "http",
+        };
         // Where `status` and `stop` look, unless another job is there already.
         let listener = match TcpListener::bind(DEFAULT_ADDRESS).await {
             Ok(listener) => listener,
             Err(_) => {
                 let listener = TcpListener::bind("127.0.0.1:0").await.map_err(io)?;
                 let address = listener.local_addr().map_err(io)?;
-                eprintln!("status and stop need --coordinator http://{address}");
+                eprintln!("status and stop need --coordinator {scheme}://{address}");
                 listener
             }
         };
-        let url = format!("http://{}", listener.local_addr().map_err(io)?);
+        let url = format!("{scheme}://{}", listener.local_addr().map_err(io)?);
         let workers = local.spawn(&url, &self.options.run_dir)?;
         let workers = Arc::new(Mutex::new(workers));
         let progress = self.shown.subscribe();

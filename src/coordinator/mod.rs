@@ -8,6 +8,9 @@ mod audit;
 pub mod cli;
 mod driver;
 mod following;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+mod gate;
 mod guarding;
 pub mod ledger;
 mod local;
@@ -30,6 +33,7 @@ use crate::checkpoint::{CheckpointError, Manifest, Store, Stored};
 use crate::config::{self, Job, Score};
 use crate::data::{DataError, Dataset};
 use crate::ids::{Generation, Step};
+use crate::locks::{self, Locks};
 use crate::membership::{CheckpointRecord, Event, Membership, Outcome, Past, Rules};
 use crate::plan::{Plan, PlanError};
 use crate::proto;
@@ -38,6 +42,7 @@ use crate::telemetry::progress::Packing;
 use crate::telemetry::records::{RecordError, RecordLog};
 use driver::{Beats, Driver, End, Input, Reached, Secrets, Shown, Waiting};
 use following::Following;
+use gate::Gate;
 use ledger::{JobRecord, Ledger, LedgerError, LedgerReader};
 use page::Live;
 use plans::Plans;
@@ -50,7 +55,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio_stream::wrappers::ReceiverStream;
 use wanted::Wanted;
 
 /// For workers to take their last message before the server ends.
@@ -205,6 +210,8 @@ pub struct Options {
     pub resume: bool,
     /// The job starts when this many workers are ready.
     pub expected: u32,
+    /// How its connections are locked.
+    pub locks: Locks,
 }
 
 /// A job that is ready to be served.
@@ -413,14 +420,23 @@ impl Coordinator {
             };
             let _ = stopper.send(input);
         });
+        let job = &options.job;
+        let (name, workers) = (&job.job.name, job.max_workers());
         let service = Service {
+            gate: Gate::new(options.locks.clone(), name, workers),
             inbox,
             beats,
             progress,
             identity,
             next_session: AtomicU64::new(1),
         };
-        let (end, server) = server(service, listener, address.clone()).await;
+        let limits = locks::Limits {
+            connections: Gate::connections(workers),
+            handshake: gate::HANDSHAKE,
+        };
+        tracing::info!("listening on {address}");
+        let incoming = locks::receive(listener, options.locks.clone(), name, limits);
+        let (end, server) = server(service, incoming, options.locks.token.is_none()).await;
         let outcome = outcome.await.map_err(|_| CoordinatorError::Io {
             what: "the driver's thread died".to_owned(),
             source: std::io::Error::other("it panicked; see the log"),
@@ -542,11 +558,11 @@ impl Coordinator {
 
 type ServerTask = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
 
-/// Starts the gRPC server: sessions, health and reflection.
+/// Starts the gRPC server: sessions, health, and reflection if nobody has to prove anything by a token.
 async fn server(
     service: Service,
-    listener: TcpListener,
-    address: String,
+    incoming: ReceiverStream<std::io::Result<locks::Connection>>,
+    reflects: bool,
 ) -> (tokio::sync::oneshot::Sender<()>, ServerTask) {
     let (end, ended) = tokio::sync::oneshot::channel();
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -556,17 +572,21 @@ async fn server(
         .build_v1();
     let mut builder = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(Duration::from_secs(5)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)));
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .max_concurrent_streams(gate::STREAMS)
+        .http2_max_header_list_size(gate::HEADERS)
+        .max_frame_size(gate::FRAME)
+        .http2_max_pending_accept_reset_streams(Some(gate::RESETS));
+    let coordinator = CoordinatorServer::new(service).max_decoding_message_size(gate::LONGEST);
     let router = builder
-        .add_service(CoordinatorServer::new(service))
+        .add_service(coordinator)
         .add_service(health_service)
         .add_optional_service(
             reflection
                 .inspect_err(|error| tracing::warn!("no gRPC reflection: {error}"))
-                .ok(),
+                .ok()
+                .filter(|_| reflects),
         );
-    tracing::info!("listening on {address}");
-    let incoming = TcpListenerStream::new(listener);
     let task = tokio::spawn(async move {
         router
             .serve_with_incoming_shutdown(incoming, async {

@@ -1,9 +1,11 @@
 //! The tonic service: sessions, status and control, in front of the driver.
 
 use super::driver::{Beats, Input};
+use super::gate::Gate;
 use super::sessions::{OUTBOX, SessionId};
 use super::status::{self, Identity, Progress};
 use super::wire;
+use crate::locks::Part;
 use crate::membership::{Event, Word};
 use crate::proto::coordinator_server::Coordinator;
 use crate::proto::{
@@ -25,12 +27,17 @@ const HELLO: Duration = Duration::from_secs(10);
 
 /// The service.
 pub(super) struct Service {
+    pub(super) gate: Gate,
     pub(super) inbox: Sender<Input>,
     pub(super) beats: Beats,
     pub(super) progress: watch::Receiver<Progress>,
     pub(super) identity: Identity,
     pub(super) next_session: AtomicU64,
 }
+
+/// Who may look, and who may give orders.
+const LOOKS: [Part; 3] = Part::ALL;
+const ORDERS: [Part; 2] = [Part::Operator, Part::Coordinator];
 
 type Reply<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -43,6 +50,7 @@ impl Coordinator for Service {
         &self,
         request: Request<Streaming<WorkerMessage>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
+        self.gate.join(&request)?;
         let messages = request.into_inner();
         let session = SessionId(self.next_session.fetch_add(1, Ordering::Relaxed));
         let (outbox, replies) = mpsc::channel(OUTBOX);
@@ -56,7 +64,8 @@ impl Coordinator for Service {
         Ok(Response::new(ReceiverStream::new(replies)))
     }
 
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<JobStatus>, Status> {
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<JobStatus>, Status> {
+        self.gate.admit(&request, &LOOKS)?;
         let progress = self.progress.borrow();
         Ok(Response::new(status::message(&self.identity, &progress)))
     }
@@ -65,6 +74,7 @@ impl Coordinator for Service {
         &self,
         request: Request<WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        self.gate.admit(&request, &LOOKS)?;
         let wanted = request.into_inner().interval_seconds;
         let interval = match wanted {
             0.0 => Duration::from_secs(1),
@@ -86,8 +96,11 @@ impl Coordinator for Service {
         &self,
         request: Request<ControlRequest>,
     ) -> Result<Response<ControlReply>, Status> {
+        self.gate.admit(&request, &ORDERS)?;
         match request.into_inner().order {
             Some(control_request::Order::Stop(stop)) => {
+                wire::check_words([("reason", stop.reason.as_str())])
+                    .map_err(|malformed| Status::invalid_argument(malformed.to_string()))?;
                 let reason = if stop.reason.is_empty() {
                     "a stop was asked for".to_owned()
                 } else {

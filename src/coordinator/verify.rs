@@ -9,6 +9,7 @@ use crate::checkpoint::{CheckpointError, Store, read_manifest};
 use crate::command::{Failure, print};
 use crate::config::{self, Job, Override};
 use crate::ids::Step;
+use crate::locks::{Locks, cli::LockArgs};
 use crate::membership::{DeviceKind, Outcome};
 use crate::signals;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
@@ -398,11 +399,13 @@ impl Again {
             run_dir: self.run_dir.clone(),
             resume,
             expected: self.workers,
+            locks: Locks::default(),
         })?;
         let local = Local {
             workers: self.workers,
             device: self.device.clone(),
             program: Local::worker_program()?,
+            locks: LockArgs::default(),
         };
         let watch = Watch {
             store: store.clone(),

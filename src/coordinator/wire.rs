@@ -35,10 +35,72 @@ pub(super) enum Malformed {
         "it speaks protocol {0:?}, this coordinator {PROTOCOL:?}; use the same version of both programs"
     )]
     Protocol(String),
+    #[error("`{0}` has {1} bytes, and at most {WORDS} are taken")]
+    Long(&'static str, usize),
+    #[error("it holds records of {0} steps, and at most {RECORDS} are taken")]
+    Records(usize),
+}
+
+/// The longest text of a message, bytes: the end of a log, or a chain of causes.
+const WORDS: usize = 16 << 10;
+
+/// Records that one message may hold: twice what a worker remembers.
+pub(super) const RECORDS: usize = 1024;
+
+/// Refuses text that nobody would write.
+pub(super) fn check_words<'a>(
+    words: impl IntoIterator<Item = (&'static str, &'a str)>,
+) -> Result<(), Malformed> {
+    let mut long = words.into_iter().filter(|(_, text)| text.len() > WORDS);
+    match long.next() {
+        Some((field, text)) => Err(Malformed::Long(field, text.len())),
+        None => Ok(()),
+    }
+}
+
+/// What a message says in words.
+fn words(message: &FromWorker) -> Vec<(&'static str, &str)> {
+    match message {
+        FromWorker::Hello(hello) => {
+            let mut words = vec![
+                ("protocol", hello.protocol.as_str()),
+                ("version", &hello.version),
+                ("incarnation", &hello.incarnation),
+                ("host", &hello.host),
+                ("collective", &hello.collective),
+                ("job_id", &hello.job_id),
+            ];
+            if let Some(device) = &hello.device {
+                words.extend([
+                    ("kind", device.kind.as_str()),
+                    ("model", &device.model),
+                    ("libtorch", &device.libtorch),
+                ]);
+            }
+            words
+        }
+        FromWorker::Ready(ready) => vec![("data_digest", ready.data_digest.as_str())],
+        FromWorker::CheckpointWritten(written) => vec![
+            ("path", written.path.as_str()),
+            ("digest", &written.digest),
+            ("error", &written.error),
+        ],
+        FromWorker::Evaluated(evaluated) => vec![("summary", evaluated.summary.as_str())],
+        FromWorker::CollectiveFailed(failed) => vec![("reason", failed.reason.as_str())],
+        FromWorker::Finished(finished) => vec![("detail", finished.detail.as_str())],
+        FromWorker::Formed(_)
+        | FromWorker::Progress(_)
+        | FromWorker::Paused(_)
+        | FromWorker::Leaving(_)
+        | FromWorker::Heartbeat(_) => Vec::new(),
+    }
 }
 
 pub(super) fn hear(message: proto::WorkerMessage) -> Result<Heard, Malformed> {
     let mut records = Vec::new();
+    if let Some(kind) = &message.kind {
+        check_words(words(kind))?;
+    }
     let word = match message.kind.ok_or(Malformed::Empty)? {
         FromWorker::Hello(hello) => {
             let standing = Standing {
@@ -58,6 +120,9 @@ pub(super) fn hear(message: proto::WorkerMessage) -> Result<Heard, Malformed> {
             Word::Formed(Generation(formed.generation), Step(formed.step), forming)
         }
         FromWorker::Progress(progress) => {
+            if progress.records.len() > RECORDS {
+                return Err(Malformed::Records(progress.records.len()));
+            }
             records = progress.records;
             Word::Progress(Generation(progress.generation), Step(progress.step))
         }

@@ -8,6 +8,8 @@
 #![deny(unsafe_code)]
 
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod idx;
 mod images;
 mod jpeg;

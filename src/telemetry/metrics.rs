@@ -3,15 +3,23 @@
 //! A function here does nothing but set metrics; before [`install`], it does nothing at all.
 
 use super::catalog::{self, CheckpointOp, Kind, Metric, Net, Role};
+use super::port;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::http;
+use hyper::service::service_fn;
+use hyper::{Request, Response};
 use metrics_exporter_prometheus::{
-    BuildError, ExporterFuture, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
+    Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder,
 };
+use prost::bytes::Bytes;
+use std::future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-/// How often a free port is looked for when any will do.
-const PORT_ATTEMPTS: usize = 16;
+/// How often observations are folded together: until then each one takes room.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Why metrics can't be exported.
 #[derive(Debug, thiserror::Error)]
@@ -40,11 +48,11 @@ pub enum TelemetryError {
     },
 }
 
-/// The metrics of this process.
+/// The metrics of this process, served.
 #[derive(Clone, Debug)]
 pub struct Handle {
     address: SocketAddr,
-    prometheus: PrometheusHandle,
+    recorded: Recorded,
 }
 
 impl Handle {
@@ -55,7 +63,7 @@ impl Handle {
 
     /// The metrics as Prometheus would scrape them now.
     pub fn render(&self) -> String {
-        self.prometheus.render()
+        self.recorded.render()
     }
 }
 
@@ -66,19 +74,17 @@ impl Handle {
 /// [`TelemetryError`]; [`TelemetryError::AlreadyInstalled`] the second time in a process.
 pub fn install(listen: SocketAddr, role: Role) -> Result<Handle, TelemetryError> {
     let runtime = tokio::runtime::Handle::try_current().map_err(|_| TelemetryError::NoRuntime)?;
-    let (address, recorder, exporter) = bind(listen)?;
-    let prometheus = recorder.handle();
-    metrics::with_local_recorder(&recorder, || introduce(role));
-    metrics::set_global_recorder(recorder).map_err(|_| TelemetryError::AlreadyInstalled)?;
-    runtime.spawn(async move {
-        if let Err(error) = exporter.await {
-            tracing::error!(?error, "metrics are no longer served");
-        }
-    });
-    Ok(Handle {
-        address,
-        prometheus,
-    })
+    let failed = |error: io::Error| TelemetryError::Bind {
+        address: listen,
+        detail: error.to_string(),
+    };
+    let (address, listener) = bind(listen).map_err(failed)?;
+    let recorded = record(role)?;
+    let page = recorded.clone();
+    let answer = service_fn(move |request| future::ready(answer(&request, &page)));
+    runtime.spawn(port::serve(listener, answer));
+    runtime.spawn(recorded.clone().keep_up());
+    Ok(Handle { address, recorded })
 }
 
 /// The metrics of this process, for somebody else to serve.
@@ -91,10 +97,12 @@ impl Recorded {
         self.0.render()
     }
 
-    /// Folds the observations since the last time together. To be done every few seconds: until then
-    /// each one takes room.
-    pub fn upkeep(&self) {
-        self.0.run_upkeep();
+    /// Folds observations together every few seconds, for ever.
+    pub async fn keep_up(self) {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            self.0.run_upkeep();
+        }
     }
 }
 
@@ -116,32 +124,28 @@ pub(crate) fn recorder(role: Role) -> Result<(PrometheusRecorder, Recorded), Tel
     Ok((recorder, recorded))
 }
 
-/// A recorder and its exporter, listening.
-fn bind(
-    listen: SocketAddr,
-) -> Result<(SocketAddr, PrometheusRecorder, ExporterFuture), TelemetryError> {
-    let failed = |address, detail| TelemetryError::Bind { address, detail };
-    let mut attempt = 1;
-    loop {
-        // The exporter doesn't tell which port it was given, so a free one is found first. If
-        // another process takes it in between, another one is found.
-        let address = match listen.port() {
-            0 => free_port(listen).map_err(|error| failed(listen, error.to_string()))?,
-            _ => listen,
-        };
-        match builder()?.with_http_listener(address).build() {
-            Ok((recorder, exporter)) => return Ok((address, recorder, exporter)),
-            Err(_) if listen.port() == 0 && attempt < PORT_ATTEMPTS => attempt += 1,
-            Err(BuildError::FailedToCreateHTTPListener(detail)) => {
-                return Err(failed(address, detail));
-            }
-            Err(error) => return Err(failed(address, error.to_string())),
-        }
-    }
+/// A sign of life at `/health`, and the metrics elsewhere.
+fn answer(
+    request: &Request<Incoming>,
+    recorded: &Recorded,
+) -> Result<Response<Full<Bytes>>, http::Error> {
+    let (kind, text) = match request.uri().path() {
+        "/health" => ("text/plain; charset=utf-8", "OK".to_owned()),
+        _ => (
+            "text/plain; version=0.0.4; charset=utf-8",
+            recorded.render(),
+        ),
+    };
+    Response::builder()
+        .header("content-type", kind)
+        .body(Full::new(Bytes::from(text)))
 }
 
-fn free_port(listen: SocketAddr) -> io::Result<SocketAddr> {
-    TcpListener::bind(listen)?.local_addr()
+fn bind(listen: SocketAddr) -> io::Result<(SocketAddr, tokio::net::TcpListener)> {
+    let listener = TcpListener::bind(listen)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    Ok((address, tokio::net::TcpListener::from_std(listener)?))
 }
 
 /// Settings of the exporter: without buckets, a histogram would become a summary.

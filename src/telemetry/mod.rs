@@ -9,6 +9,7 @@ pub mod evaluations;
 pub mod logging;
 pub mod metrics;
 pub mod pictures;
+pub mod port;
 pub mod progress;
 pub mod records;
 pub mod tail;

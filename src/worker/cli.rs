@@ -10,6 +10,8 @@ use super::{Options, WorkerError};
 use crate::checkpoint;
 use crate::command::{self, Failure, print};
 use crate::evaluate::cli::Evaluate;
+use crate::locks::Part;
+use crate::locks::cli::{self as locks, LockArgs};
 use crate::session::Exit;
 use crate::telemetry::catalog::Role;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
@@ -107,6 +109,11 @@ struct Train {
     /// How long the coordinator may be unreachable at the start.
     #[arg(long, default_value = "5m", value_parser = humantime::parse_duration)]
     join_deadline: Duration,
+    /// Listen for other workers where anybody can reach it though there is neither TLS nor a token.
+    #[arg(long)]
+    insecure: bool,
+    #[command(flatten)]
+    locks: LockArgs,
     /// Leave when this process, which has started this one, is no more.
     #[arg(long, value_name = "PID", hide = true)]
     parent: Option<u32>,
@@ -125,7 +132,7 @@ impl From<WorkerError> for Failure {
     fn from(error: WorkerError) -> Self {
         match error {
             WorkerError::Listen(_) => Failure::failed(error),
-            WorkerError::Url(_) | WorkerError::Device { .. } => Failure::wrong(error),
+            WorkerError::Locks(_) | WorkerError::Device { .. } => Failure::wrong(error),
         }
     }
 }
@@ -174,12 +181,15 @@ impl Train {
             return Ok(ExitCode::from(Exit::Left.code()));
         }
         let device = device(&self.device)?;
+        let locks = self.locks.open(&[Part::Worker], None)?;
         let options = Options {
             coordinator: self.coordinator,
             device,
             cores: cores(self.cores),
             advertise: self.advertise,
             join: self.join_deadline,
+            locks,
+            insecure: self.insecure,
         };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -250,6 +260,13 @@ impl Train {
             command.args(["--join-deadline", &join]);
             if let Some(format) = clap::ValueEnum::to_possible_value(&format) {
                 command.args(["--log-format", format.get_name()]);
+            }
+            command.args(self.locks.arguments());
+            for variable in locks::VARIABLES {
+                command.env_remove(variable);
+            }
+            if self.insecure {
+                command.arg("--insecure");
             }
             if let Some(host) = &self.advertise {
                 command.args(["--advertise", host]);

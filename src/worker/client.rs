@@ -1,13 +1,15 @@
 //! The gRPC side of a worker: one session with the coordinator.
 
 use super::parts::Parts;
+use crate::command::innermost;
+use crate::locks::{self, Locks};
 use crate::proto::coordinator_client::CoordinatorClient;
 use crate::proto::{CoordinatorMessage, WorkerMessage};
 use std::error::Error;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Endpoint;
 
 /// For one attempt to connect.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -40,17 +42,17 @@ pub(super) enum FromSession {
 /// Opens one session and reports all that comes of it.
 pub(super) async fn session(
     coordinator: Endpoint,
+    locks: Locks,
     attempt: u64,
     reports: mpsc::UnboundedSender<Report>,
 ) {
     let report = |came| reports.send(Report { attempt, came }).is_ok();
     let endpoint = coordinator
-        .connect_timeout(CONNECT)
         .tcp_nodelay(true)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(2 * KEEPALIVE)
         .keep_alive_while_idle(true);
-    let last = match open(endpoint).await {
+    let last = match open(endpoint, &locks).await {
         Err(error) => FromSession::Unreachable(error),
         Ok((outbox, mut inbox)) => {
             report(FromSession::Opened(outbox));
@@ -85,18 +87,19 @@ type Session = (
     tonic::Streaming<CoordinatorMessage>,
 );
 
-async fn open(endpoint: Endpoint) -> Result<Session, String> {
+async fn open(endpoint: Endpoint, locks: &Locks) -> Result<Session, String> {
     let uri = endpoint.uri().clone();
-    let channel: Channel = endpoint
-        .connect()
+    let channel = locks::dial(endpoint, locks, CONNECT)
         .await
         .map_err(|error| format!("{uri}: {}", innermost(&error)))?;
     let mut client = CoordinatorClient::new(channel).max_decoding_message_size(LONGEST);
     let (outbox, messages) = mpsc::channel(OUTBOX);
-    let reply = tokio::time::timeout(CONNECT, client.session(ReceiverStream::new(messages)))
+    let request = locks.sign(ReceiverStream::new(messages));
+    let request = request.map_err(|status| status.message().to_owned())?;
+    let reply = tokio::time::timeout(CONNECT, client.session(request))
         .await
         .map_err(|_| format!("{uri}: no answer within {CONNECT:?}"))?
-        .map_err(|status| format!("{uri}: {}", status.message()))?;
+        .map_err(|status| format!("{uri}: {}", account(&status)))?;
     Ok((outbox, reply.into_inner()))
 }
 
@@ -106,13 +109,4 @@ fn account(status: &tonic::Status) -> String {
         Some(source) => innermost(source),
         None => status.message().to_owned(),
     }
-}
-
-/// tonic wraps the operating system's word several times.
-fn innermost(error: &dyn Error) -> String {
-    let mut error = error;
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
 }

@@ -25,7 +25,14 @@ pub(super) fn introduction(collective: String, device: &DeviceKind, cores: u32) 
 pub(super) fn facing(endpoint: &Endpoint) -> String {
     let uri = endpoint.uri();
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let target = (host, uri.port_u16().unwrap_or(80)).to_socket_addrs();
+    let target = (
+        host,
+        uri.port_u16().unwrap_or(match uri.scheme_str() {
+            Some("https") => 443,
+            _ => 80,
+        }),
+    )
+        .to_socket_addrs();
     let Some(target) = target.ok().and_then(|mut found| found.next()) else {
         // The name may not exist yet; the host's own name is the best guess.
         return host_name();
@@ -49,6 +56,7 @@ pub(super) fn facing(endpoint: &Endpoint) -> String {
 /// A worker that is known by a loopback address listens there alone.
 pub(super) fn bind_address(host: &str) -> IpAddr {
     match host.parse::<IpAddr>() {
+        Err(_) if host == "localhost" => IpAddr::from([127, 0, 0, 1]),
         Ok(address) if address.is_loopback() => address,
         Ok(address) if address.is_ipv6() => IpAddr::from([0_u16; 8]),
         _ => IpAddr::from([0, 0, 0, 0]),

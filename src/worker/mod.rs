@@ -35,10 +35,11 @@ mod training;
 mod transport;
 mod wire;
 
-use crate::collective::{CollectiveError, Listener};
+use crate::collective::{CollectiveError, Listener, Lock};
 use crate::config::Job;
 use crate::data::Dataset;
 use crate::ids::{Generation, Step};
+use crate::locks::{LockError, Locks};
 use crate::membership::DeviceKind;
 use crate::proto;
 use crate::session::{Action, Event, Exit, Session};
@@ -62,9 +63,9 @@ const FAREWELL: Duration = Duration::from_secs(10);
 /// What can keep a worker from even beginning.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The coordinator's address can't be used.
+    /// The coordinator's address, or the locks, can't be used.
     #[error(transparent)]
-    Url(#[from] proto::UrlError),
+    Locks(#[from] LockError),
     /// Peers couldn't connect.
     #[error("can't listen for peers: {0}")]
     Listen(#[from] CollectiveError),
@@ -92,6 +93,10 @@ pub struct Options {
     pub advertise: Option<String>,
     /// For the coordinator to be reachable at the start.
     pub join: Duration,
+    /// How its connections are locked, to the coordinator and to other workers.
+    pub locks: Locks,
+    /// Listen for peers where others can reach it though there is neither TLS nor a token.
+    pub insecure: bool,
 }
 
 /// Takes part in a job until it is over.
@@ -104,13 +109,17 @@ pub struct Options {
 )]
 pub async fn run(options: Options) -> Result<Exit, WorkerError> {
     let origin = Instant::now();
-    let endpoint = proto::endpoint(&options.coordinator)?;
+    let locks = options.locks;
+    let endpoint = locks.endpoint(&options.coordinator)?;
     let host = match &options.advertise {
         Some(host) => host.clone(),
         None => identity::facing(&endpoint),
     };
-    let bind = identity::bind_address(&host).to_string();
-    let listener = Listener::bind(&identity::join_host_port(&bind, 0))?;
+    let bind = identity::bind_address(&host);
+    locks.check_listening(bind, "for other workers", options.insecure)?;
+    let lock = locks.keys.clone().map(Lock);
+    let bind = identity::join_host_port(&bind.to_string(), 0);
+    let listener = Listener::bind_locked(&bind, lock)?;
     let collective = identity::join_host_port(&host, listener.local_addr().port());
     let device = crate::torch::device_description(options.device);
     let device = device.map_err(|error| WorkerError::Device {
@@ -127,6 +136,7 @@ pub async fn run(options: Options) -> Result<Exit, WorkerError> {
     let (channels, inputs) = channels();
     let mut worker = Worker {
         endpoint,
+        locks,
         hello: identity::introduction(collective, &kind, options.cores),
         listener: Arc::new(listener),
         device: options.device,
@@ -162,6 +172,7 @@ struct Enrolment {
 
 struct Worker {
     endpoint: Endpoint,
+    locks: Locks,
     hello: proto::Hello,
     listener: Arc<Listener>,
     device: tch::Device,
@@ -358,7 +369,8 @@ impl Worker {
         self.hang_up();
         self.attempt += 1;
         let endpoint = self.endpoint.clone();
-        let session = client::session(endpoint, self.attempt, self.channels.session.clone());
+        let (locks, reports) = (self.locks.clone(), self.channels.session.clone());
+        let session = client::session(endpoint, locks, self.attempt, reports);
         self.dialling = Some(tokio::spawn(session).abort_handle());
     }
 

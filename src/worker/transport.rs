@@ -1,5 +1,8 @@
 //! What carries a worker's sums: NCCL between GPUs if every worker can, and TCP if not; between
 //! workers on the CPUs of one host, memory that they share.
+//!
+//! With keys, what goes over TCP is within TLS, and what makes NCCL's communicator is told within it.
+//! NCCL's own connections know none.
 
 use crate::collective::{
     Abort, Collective, CollectiveError, Deadlines, Group, Listener, Nccl, Tcp,
@@ -94,6 +97,11 @@ impl Transport {
             Ok(nccl) => {
                 self.failures = 0;
                 tracing::info!(%generation, "sums go over NCCL");
+                if listener.is_locked() {
+                    tracing::warn!(
+                        "NCCL's own connections are not within TLS: the network must keep strangers from them"
+                    );
+                }
                 Ok(Box::new(nccl))
             }
             Err(error) => {

@@ -7,8 +7,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 pub const COORD: &str = env!("CARGO_BIN_EXE_gan-coord");
@@ -311,6 +311,8 @@ pub fn wait_until(what: &str, holds: impl Fn() -> bool) {
 pub struct Network {
     address: String,
     swallows: Arc<AtomicBool>,
+    /// What came from the other end.
+    heard: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Network {
@@ -320,19 +322,22 @@ impl Network {
         let network = Self {
             address: listener.local_addr().expect("its address").to_string(),
             swallows: Arc::default(),
+            heard: Arc::default(),
         };
         let (target, swallows) = (address.to_owned(), Arc::clone(&network.swallows));
+        let heard = Arc::clone(&network.heard);
         // It ends with the test's process.
         std::thread::spawn(move || {
             for near in listener.incoming().flatten() {
                 let Ok(far) = TcpStream::connect(&target) else {
                     continue;
                 };
-                for (from, to) in [(&near, &far), (&far, &near)] {
+                let directions = [(&near, &far, None), (&far, &near, Some(&heard))];
+                for (from, to, heard) in directions {
                     let from = from.try_clone().expect("a socket");
                     let to = to.try_clone().expect("a socket");
-                    let swallows = Arc::clone(&swallows);
-                    std::thread::spawn(move || carry(from, to, &swallows));
+                    let (swallows, heard) = (Arc::clone(&swallows), heard.cloned());
+                    std::thread::spawn(move || carry(from, to, &swallows, heard.as_deref()));
                 }
             }
         });
@@ -343,16 +348,30 @@ impl Network {
         format!("http://{}", self.address)
     }
 
+    /// What the other end has said so far, to all.
+    pub fn heard(&self) -> Vec<u8> {
+        self.heard.lock().expect("nobody panics").clone()
+    }
+
     /// From now on nothing arrives, or what has waited does.
     pub fn swallow(&self, everything: bool) {
         self.swallows.store(everything, Ordering::SeqCst);
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream, swallows: &AtomicBool) {
+fn carry(
+    mut from: TcpStream,
+    mut to: TcpStream,
+    swallows: &AtomicBool,
+    heard: Option<&Mutex<Vec<u8>>>,
+) {
     let mut buffer = [0; 4096];
     loop {
         let read = from.read(&mut buffer).unwrap_or(0);
+        if let Some(heard) = heard {
+            let mut heard = heard.lock().expect("nobody panics");
+            heard.extend(&buffer[..read]);
+        }
         while swallows.load(Ordering::SeqCst) {
             std::thread::sleep(Duration::from_millis(10));
         }

@@ -6,11 +6,12 @@
 
 use crate::collective::error::{CollectiveError, Operation};
 use crate::collective::exact::{CHUNK, Links, frames_under_way};
+use crate::collective::stream::Stream;
 use crate::collective::tcp::Connections;
 use crate::collective::wire::{self, HEADER, Label};
 use crate::ids::{Generation, Rank};
 use std::io::{self, Read};
-use std::net::{Shutdown, TcpStream};
+use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -35,7 +36,7 @@ pub(super) struct Ears {
 /// What the ears know, for those who don't read.
 pub(super) struct Heard {
     ends: Mutex<Vec<(Rank, End)>>,
-    streams: Vec<Weak<TcpStream>>,
+    streams: Vec<Weak<Stream>>,
     /// This rank has cut its peers off: that they are gone afterwards says nothing of them.
     is_cut: AtomicBool,
 }
@@ -142,7 +143,7 @@ impl Ears {
 }
 
 /// An ear's life: until the peer says goodbye, or the connection ends.
-fn listen(stream: &TcpStream, inbox: &SyncSender<Frame>) -> End {
+fn listen(stream: &Stream, inbox: &SyncSender<Frame>) -> End {
     let lost = |error: io::Error| End::Lost(error.kind(), error.to_string());
     // Forming the group read with a limit.
     if let Err(error) = stream.set_read_timeout(None) {

@@ -15,10 +15,10 @@ pub(super) use offering::{Neighbour, host, share};
 
 use super::limit::Limit;
 use super::socket;
+use super::stream::Stream;
 use super::wire::{Label, Mismatch};
 use ring::{Corrupt, Reader, Writer};
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 /// How long a wait stays awake at most: about a chunk's worth of work of a peer that keeps up. Longer
@@ -63,7 +63,7 @@ impl Shared {
     /// Sends a frame; waits only for a peer that has left too many unread.
     pub(super) fn send(
         &mut self,
-        stream: &TcpStream,
+        stream: &Stream,
         limit: &Limit,
         label: Label,
         values: &[f32],
@@ -81,7 +81,7 @@ impl Shared {
     /// Receives the next frame, which must be `label`.
     pub(super) fn receive(
         &mut self,
-        stream: &TcpStream,
+        stream: &Stream,
         limit: &Limit,
         label: Label,
         into: &mut [f32],
@@ -98,7 +98,7 @@ impl Shared {
 
 /// Waits until `ready`; `announce` has the peer send a byte when it is.
 fn wait(
-    stream: &TcpStream,
+    stream: &Stream,
     limit: &Limit,
     patience: &mut Duration,
     ready: impl Fn() -> Result<bool, Corrupt>,
@@ -133,6 +133,6 @@ fn wait(
 }
 
 /// Ends the peer's wait. Should it be gone, whoever waits for it next will learn of that.
-fn wake(mut stream: &TcpStream) {
+fn wake(mut stream: &Stream) {
     let _ = stream.write_all(&[1]);
 }

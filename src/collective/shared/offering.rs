@@ -17,10 +17,10 @@ use super::ring::{self, Reader, Writer};
 use super::{AWAKE, Shared};
 use crate::collective::limit::Limit;
 use crate::collective::socket;
+use crate::collective::stream::Stream;
 use crate::ids::Rank;
 use sha2::{Digest, Sha256};
 use std::io::{self, Write};
-use std::net::TcpStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -36,7 +36,7 @@ const RINGS: usize = 64;
 #[derive(Debug)]
 pub(in crate::collective) struct Neighbour<'a> {
     pub(in crate::collective) rank: Rank,
-    pub(in crate::collective) stream: &'a TcpStream,
+    pub(in crate::collective) stream: &'a Stream,
     pub(in crate::collective) to_it: usize,
     pub(in crate::collective) from_it: usize,
 }
@@ -242,15 +242,15 @@ fn read(memory: &Memory, place: usize) -> Token {
 mod tests {
     use super::*;
     use crate::collective::conformance::PATIENT;
-    use std::net::TcpListener;
+    use std::net::{TcpListener, TcpStream};
     use std::thread;
 
     /// What both ends of a connection come to.
     fn meet(hosts: [u64; 2], slots: [usize; 2]) -> [usize; 2] {
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
-        let calling = TcpStream::connect(door.local_addr().unwrap()).unwrap();
-        let called = door.accept().unwrap().0;
-        let end = |own: usize, stream: &TcpStream| {
+        let calling = Stream::Plain(TcpStream::connect(door.local_addr().unwrap()).unwrap());
+        let called = Stream::Plain(door.accept().unwrap().0);
+        let end = |own: usize, stream: &Stream| {
             let peer = Neighbour {
                 rank: Rank(1 - own as u32),
                 stream,
@@ -290,6 +290,7 @@ mod tests {
         assert_eq!(meet([here, here], [4, 5]), [0, 0]);
         let door = TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = TcpStream::connect(door.local_addr().unwrap()).unwrap();
+        let stream = Stream::Plain(stream);
         let peer = Neighbour {
             rank: Rank(0),
             stream: &stream,

@@ -5,6 +5,7 @@ use super::super::error::Refusal;
 use super::super::group::GroupPeer;
 use super::*;
 use std::io::Read;
+use std::net::TcpStream;
 use std::ops::Range;
 
 fn listeners(count: usize) -> Vec<Listener> {
@@ -93,6 +94,7 @@ fn form(ranges: &[Range<u32>], collective: Duration) -> Vec<Member> {
 conformance::suite!(form);
 
 mod through_memory;
+mod within_tls;
 
 fn works(mut formed: Vec<Tcp>) {
     thread::scope(|scope| {

@@ -19,6 +19,8 @@ pub(super) struct Gate {
     joins: Mutex<Rates>,
     /// Refusals that are logged; more of them are only given.
     refusals: Mutex<Rates>,
+    /// The same of joins: an address that is refused for something else may flood besides.
+    floods: Mutex<Rates>,
     origin: Instant,
 }
 
@@ -35,6 +37,7 @@ impl Gate {
             job: job.to_owned(),
             joins: Mutex::new(Rates::new(joins, REFILL)),
             refusals: Mutex::new(Rates::new(8, REFILL)),
+            floods: Mutex::new(Rates::new(1, REFILL)),
             origin: Instant::now(),
         }
     }
@@ -52,22 +55,24 @@ impl Gate {
             return Ok(());
         }
         let why = "it joins too often; workers wait longer and longer between attempts";
-        Err(self.refuse(address, Status::resource_exhausted(why)))
+        Err(self.refuse(&self.floods, address, Status::resource_exhausted(why)))
     }
 
     /// Lets somebody in who has one of these parts, and the token.
     pub(super) fn admit<T>(&self, request: &Request<T>, parts: &[Part]) -> Result<(), Status> {
         let address = address(request);
         if let Some(token) = &self.locks.token {
-            token
-                .check(request.metadata())
-                .map_err(|why| self.refuse(address, Status::unauthenticated(why)))?;
+            token.check(request.metadata()).map_err(|why| {
+                self.refuse(&self.refusals, address, Status::unauthenticated(why))
+            })?;
         }
         if self.locks.keys.is_some() {
             let caller = request.extensions().get::<Caller>();
             let found = caller.and_then(|caller| caller.identities.clone());
             self.is_for(&found.unwrap_or_default(), parts)
-                .map_err(|why| self.refuse(address, Status::permission_denied(why)))?;
+                .map_err(|why| {
+                    self.refuse(&self.refusals, address, Status::permission_denied(why))
+                })?;
         }
         Ok(())
     }
@@ -85,8 +90,8 @@ impl Gate {
     }
 
     /// One that asks again and again shall not fill the log.
-    fn refuse(&self, address: IpAddr, status: Status) -> Status {
-        if take(&self.refusals, address, self.origin.elapsed()) {
+    fn refuse(&self, logged: &Mutex<Rates>, address: IpAddr, status: Status) -> Status {
+        if take(logged, address, self.origin.elapsed()) {
             tracing::warn!(%address, "refused a request: {}", status.message());
         }
         status

@@ -50,6 +50,10 @@ fn step(criterion: &mut Criterion) {
             first,
         ),
     ] {
+        if precision == Precision::Bf16 && !ganglion::torch::has_fast_bf16() {
+            println!("{label} is left out: this processor computes bf16 by way of f32, slowly");
+            continue;
+        }
         let mut job = parse(&text, "bench", Path::new("."), &[]).expect("the job is sound");
         job.train.update = update;
         job.train.precision = precision;

@@ -191,7 +191,10 @@ fn strangers_stay_outside_are_told_why_and_leave_no_trace() {
 fn without_the_token_or_measure_nobody_is_heard_and_the_job_goes_on() {
     let place = Place::new();
     let token = Lock::token(&place, "token", TOKEN);
-    let mut served = serve(&place, "job", &token, &LONG);
+    let listen = ["--metrics-listen", "127.0.0.1:0"];
+    let mut served = serve(&place, "job", &token, &[&LONG[..], &listen].concat());
+    let page = served.process.said("metrics on http://");
+    let page = page.trim_end_matches("/metrics");
     let mut workers =
         ["first", "second"].map(|name| worker(&place, &served.url, name, &token, &[]));
     reaches(&place, "job", 2);
@@ -206,6 +209,13 @@ fn without_the_token_or_measure_nobody_is_heard_and_the_job_goes_on() {
         text(&refused)
     );
     strangers::garbage(&served.url.replace("http://", ""));
+    // The page's port has no token, but limits.
+    let _silent = strangers::slow(page, 40);
+    let endless = [&b"GET / HTTP/1.1\r\nx: "[..], &[b'x'; 40 << 10]].concat();
+    for bytes in [&[0; 4096][..], &[0xff; 100], &endless] {
+        strangers::is_shown_out(page, bytes);
+    }
+    assert!(strangers::answer(page, "/health").starts_with("HTTP/1.1 200"));
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(too_much(&served.url));
     for stranger in &mut strangers {

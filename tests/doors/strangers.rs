@@ -19,6 +19,19 @@ pub fn is_shown_out(address: &str, bytes: &[u8]) {
     }
 }
 
+/// What a web server says, from the status on.
+pub fn answer(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: page\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
 /// What is no HTTP/2, no TLS, and nothing at all.
 pub fn garbage(address: &str) {
     for bytes in [

@@ -68,13 +68,9 @@ impl Stream {
         };
         // A worker is known by its part in the job, and no name is checked.
         let nobody = ServerName::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-        let connection = ClientConnection::new(keys.peer_client(), nobody);
-        Tls::greet(
-            socket,
-            connection.map_err(io::Error::other)?.into(),
-            keys,
-            limit,
-        )
+        let connection =
+            ClientConnection::new(keys.peer_client(), nobody).map_err(io::Error::other)?;
+        Tls::greet(socket, connection.into(), keys, limit)
     }
 
     /// The end of who was called.
@@ -89,13 +85,8 @@ impl Stream {
         let Some(Lock(keys)) = lock else {
             return Ok(Self::Plain(socket));
         };
-        let connection = ServerConnection::new(keys.peer_server());
-        Tls::greet(
-            socket,
-            connection.map_err(io::Error::other)?.into(),
-            keys,
-            limit,
-        )
+        let connection = ServerConnection::new(keys.peer_server()).map_err(io::Error::other)?;
+        Tls::greet(socket, connection.into(), keys, limit)
     }
 
     fn socket(&self) -> &TcpStream {

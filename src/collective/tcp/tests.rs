@@ -79,15 +79,18 @@ fn members(formed: impl IntoIterator<Item = Tcp>) -> Vec<Member> {
 }
 
 fn form(ranges: &[Range<u32>], collective: Duration) -> Vec<Member> {
-    let doors = listeners(ranges.len());
+    form_behind(&listeners(ranges.len()), ranges, collective)
+}
+
+fn form_behind(doors: &[Listener], ranges: &[Range<u32>], collective: Duration) -> Vec<Member> {
     let groups: Vec<_> = (0..doors.len())
-        .map(|rank| group(1, rank, &doors, ranges))
+        .map(|rank| group(1, rank, doors, ranges))
         .collect();
     let deadlines = Deadlines {
         connect: PATIENT,
         collective,
     };
-    let formed = connect_all(&doors, &groups, deadlines);
+    let formed = connect_all(doors, &groups, deadlines);
     members(formed.into_iter().map(Result::unwrap))
 }
 

@@ -18,15 +18,7 @@ fn door(keys: &TestKeys, part: Part) -> Listener {
 
 fn form(ranges: &[Range<u32>], collective: Duration) -> Vec<Member> {
     let doors: Vec<_> = ranges.iter().map(|_| door(place(), Part::Worker)).collect();
-    let groups: Vec<_> = (0..doors.len())
-        .map(|rank| group(1, rank, &doors, ranges))
-        .collect();
-    let deadlines = Deadlines {
-        connect: PATIENT,
-        collective,
-    };
-    let formed = connect_all(&doors, &groups, deadlines);
-    members(formed.into_iter().map(Result::unwrap))
+    form_behind(&doors, ranges, collective)
 }
 
 conformance::suite!(form);

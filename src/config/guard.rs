@@ -183,15 +183,9 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Override, parse};
-    use super::*;
+    use super::super::load::least as read;
+    use super::super::parse;
     use std::path::Path;
-
-    fn read(sets: &[&str]) -> Result<Job, String> {
-        let text = "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\nsteps = 3\n";
-        let overrides: Vec<Override> = sets.iter().map(|s| s.parse().unwrap()).collect();
-        parse(text, "job.toml", Path::new("/jobs"), &overrides).map_err(|error| error.to_string())
-    }
 
     #[test]
     fn what_can_not_be_is_refused_by_name() {

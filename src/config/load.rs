@@ -204,6 +204,14 @@ fn root_path(table: &mut toml::Table, section: &str, key: &str, folder: &Path) {
     }
 }
 
+/// A job of the least that it takes, and these `section.key=value`; or why it is refused.
+#[cfg(test)]
+pub(super) fn least(sets: &[&str]) -> Result<Job, String> {
+    let text = "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\nsteps = 3\n";
+    let overrides: Vec<Override> = sets.iter().map(|s| s.parse().unwrap()).collect();
+    parse(text, "job.toml", Path::new("/jobs"), &overrides).map_err(|error| error.to_string())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -249,14 +249,8 @@ fn rounds(job: &Job) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Job, Objective, Override, parse};
-    use std::path::Path;
-
-    fn read(sets: &[&str]) -> Result<Job, String> {
-        let text = "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\nsteps = 3\n";
-        let overrides: Vec<Override> = sets.iter().map(|s| s.parse().unwrap()).collect();
-        parse(text, "job.toml", Path::new("/jobs"), &overrides).map_err(|error| error.to_string())
-    }
+    use super::super::Objective;
+    use super::super::load::least as read;
 
     const NO_NORM: &str = "model.discriminator_norm=none";
     const RING: &str = "data.uri=synthetic:ring";

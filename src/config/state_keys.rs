@@ -128,14 +128,12 @@ fn flatten(prefix: &str, table: serde_json::Map<String, serde_json::Value>, out:
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Job, Override, parse};
+    use super::super::Job;
+    use super::super::load::least;
     use super::differences;
-    use std::path::Path;
 
     fn read(sets: &[&str]) -> Job {
-        let text = "[job]\nname = \"j\"\n[data]\nuri = \"d\"\n[train]\nsteps = 3\n";
-        let overrides: Vec<Override> = sets.iter().map(|s| s.parse().unwrap()).collect();
-        parse(text, "job.toml", Path::new("/jobs"), &overrides).unwrap()
+        least(sets).unwrap()
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod catalog;
 pub mod evaluations;
+pub mod exporter;
 pub mod logging;
 pub mod metrics;
 pub mod pictures;

@@ -14,8 +14,8 @@ use crate::locks::Part;
 use crate::locks::cli::{self as locks, LockArgs};
 use crate::session::Exit;
 use crate::telemetry::catalog::Role;
+use crate::telemetry::exporter;
 use crate::telemetry::logging::{self, LogFormat, LogTarget};
-use crate::telemetry::metrics;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -198,7 +198,7 @@ impl Train {
             .map_err(|error| Failure::failed(format!("can't start the runtime: {error}")))?;
         let exit = runtime.block_on(async {
             if let Some(listen) = self.metrics_listen {
-                let bound = metrics::install(listen, Role::Worker).map_err(Failure::failed)?;
+                let bound = exporter::install(listen, Role::Worker).map_err(Failure::failed)?;
                 tracing::info!("metrics on http://{}/metrics", bound.address());
             }
             Ok::<_, Failure>(super::run(options).await?)

@@ -6,7 +6,7 @@ use crate::coordinator::Coordinator;
 use crate::coordinator::ledger::LedgerReader;
 use crate::signals;
 use crate::telemetry::catalog::Role;
-use crate::telemetry::metrics;
+use crate::telemetry::exporter;
 use clap::Args;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub(in crate::coordinator) async fn of(
     let Some(listen) = listen else {
         return Ok(None);
     };
-    let metrics = metrics::record(Role::Coordinator).map_err(Failure::failed)?;
+    let metrics = exporter::record(Role::Coordinator).map_err(Failure::failed)?;
     let page = Page::live(&coordinator.options.run_dir, coordinator.live(), metrics);
     let server = start(listen, page).await?;
     let address = server.address();

@@ -18,7 +18,7 @@ mod view;
 pub(super) use command::{View, finish, of};
 
 use super::status::{Identity, Progress};
-use crate::telemetry::metrics::Recorded;
+use crate::telemetry::exporter::Recorded;
 use server::Server;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! Serves the page on a [port](crate::telemetry::port) with a bound on connections and deadlines.
 
 use super::{LISTENERS, Page, routes};
-use crate::telemetry::metrics::Recorded;
+use crate::telemetry::exporter::Recorded;
 use crate::telemetry::port;
 use hyper_util::service::TowerToHyperService;
 use std::io;

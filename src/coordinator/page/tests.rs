@@ -11,7 +11,7 @@ use crate::membership::{
 };
 use crate::telemetry::catalog::Role;
 use crate::telemetry::evaluations;
-use crate::telemetry::metrics;
+use crate::telemetry::exporter;
 use crate::telemetry::records::{RecordLog, tests::record};
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -223,7 +223,7 @@ async fn the_end_is_told_from_the_ledger() {
 async fn no_answer_holds_what_claims_a_seat() {
     let (dir, _owner) = run();
     let (live, _progress) = live();
-    let metrics = metrics::recorder(Role::Coordinator).unwrap().1;
+    let metrics = exporter::recorder(Role::Coordinator).unwrap().1;
     let pages = [
         Page::of_files(dir.path()),
         Page::live(dir.path(), live, metrics),
@@ -363,7 +363,7 @@ async fn a_browser_is_told_what_is_new_and_how_it_ended() {
     // Opened before, for that puts another file in its place.
     let mut log = RecordLog::open(&dir.path().join("metrics.jsonl")).unwrap();
     let (live, progress) = live();
-    let metrics = metrics::recorder(Role::Coordinator).unwrap().1;
+    let metrics = exporter::recorder(Role::Coordinator).unwrap().1;
     let server = serve(Page::live(dir.path(), live, metrics)).await;
     let (mut stream, mut heard) = (ask(&server, "GET", "/events").await, String::new());
     hear(&mut stream, &mut heard, Some("\"total_steps\":8")).await;
@@ -399,7 +399,7 @@ async fn a_browser_is_told_what_is_new_and_how_it_ended() {
 async fn metrics_and_health_are_beside_a_live_page() {
     let (dir, _owner) = run();
     let (live, _progress) = live();
-    let metrics = metrics::recorder(Role::Coordinator).unwrap().1;
+    let metrics = exporter::recorder(Role::Coordinator).unwrap().1;
     let server = serve(Page::live(dir.path(), live, metrics)).await;
     let (head, body) = get(&server, "/metrics").await;
     assert!(head.contains("content-type: text/plain"), "{head}");

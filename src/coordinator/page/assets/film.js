@@ -38,7 +38,7 @@ export class Film {
 
   /** The frames that there are; `job` keeps pictures of another job out of the browser's memory. */
   take(frames, job, total) {
-    const at = this.frames[Number(this.slider.value)]?.name;
+    const at = this.step();
     this.frames = frames;
     this.job = job;
     this.total = total;
@@ -47,8 +47,14 @@ export class Film {
     this.controls.hidden = frames.length < 2;
     if (!frames.length) return;
     this.slider.max = String(frames.length - 1);
-    const place = frames.findIndex((frame) => frame.name === at);
-    this.show(this.follows || place < 0 ? frames.length - 1 : place);
+    // A long film leaves frames out, other ones than before: the place is the newest that isn't later.
+    const later = frames.findIndex((frame) => frame.step > at);
+    this.show(this.follows || later < 0 ? frames.length - 1 : Math.max(later - 1, 0));
+  }
+
+  /** That of the frame that is shown. */
+  step() {
+    return this.frames[Number(this.slider.value)]?.step ?? Infinity;
   }
 
   address(frame) {
@@ -74,21 +80,28 @@ export class Film {
     this.followed(false);
     this.play.textContent = "Pause";
     this.play.setAttribute("aria-pressed", "true");
-    const last = this.frames.length - 1;
-    const from = Number(this.slider.value);
-    this.turn(from >= last ? 0 : from + 1);
+    const last = this.frames[this.frames.length - 1].step;
+    const from = this.step() < last ? this.step() : -1;
+    this.turn(from, last);
   }
 
-  /** Shows a frame once it is there, and the next one after a while. */
-  turn(index) {
+  /**
+   * Shows the frame after that of step `from` once it is there, and the next one after a while, until step `last` is
+   * reached: a job that draws grids faster than they are shown has no end.
+   */
+  turn(from, last) {
+    const frame = this.frames.find((frame) => frame.step > from);
+    if (!frame) return this.stop();
     this.timer = 0;
     const next = new Image();
-    next.src = this.address(this.frames[index]);
+    next.src = this.address(frame);
     const done = () => {
       if (this.timer === null) return;
-      this.show(index);
-      if (index + 1 >= this.frames.length) return this.stop();
-      this.timer = setTimeout(() => this.turn(index + 1), FRAME);
+      // Frames may have come and gone in the meantime.
+      const place = this.frames.findIndex((other) => other.step >= frame.step);
+      this.show(place < 0 ? this.frames.length - 1 : place);
+      if (frame.step >= last) return this.stop();
+      this.timer = setTimeout(() => this.turn(frame.step, last), FRAME);
     };
     next.decode().then(done, done);
   }

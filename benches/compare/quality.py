@@ -9,6 +9,7 @@ batch's statistics) and by running statistics, and the better of the two counts 
     benches/compare/quality.py                              # MNIST, 640,000 images, one seed
     benches/compare/quality.py --seeds 0 1 2 --markdown benches/results/quality.md
     benches/compare/quality.py --images 6400 --samples 500  # a look whether it works
+    benches/compare/quality.py --keep runs/quality … # what has ended there stays, if it is stopped
     benches/compare/quality.py --set train.objective=relativistic --set …   # another setting of ours
 
 Every side runs alone, one after the other. Build first: cargo build --release.
@@ -18,13 +19,14 @@ import argparse
 import gzip
 import json
 import pathlib
+import shutil
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, List
 
 import torch
 from torch import nn
@@ -32,6 +34,8 @@ from torch import nn
 from pytorch_dcgan import discriminator, generator, initialise
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+# How long a side took, in its folder: the last thing that it leaves there.
+SECONDS = "seconds"
 
 
 def read_idx(path: pathlib.Path) -> torch.Tensor:
@@ -67,7 +71,7 @@ def write_idx(folder: pathlib.Path, images: torch.Tensor) -> None:
     (folder / "drawn-images-idx3-ubyte").write_bytes(header + bytes_.contiguous().numpy().tobytes())
 
 
-def example(args: argparse.Namespace, seed: int, images: torch.Tensor, folder: pathlib.Path) -> Dict[str, Any]:
+def example(args: argparse.Namespace, seed: int, images: torch.Tensor, folder: pathlib.Path) -> None:
     """PyTorch's example: its networks, loss, optimizers and order of updates, on images in memory."""
     torch.manual_seed(seed)
     torch.set_num_threads(args.threads)
@@ -97,6 +101,7 @@ def example(args: argparse.Namespace, seed: int, images: torch.Tensor, folder: p
         optimizer_g.step()
     seconds = time.monotonic() - began
 
+    shutil.rmtree(folder, ignore_errors=True)
     torch.manual_seed(seed + 1)
     latents = torch.randn(args.samples, args.latent, 1, 1)
     for name, train in (("batch", True), ("running", False)):
@@ -105,7 +110,7 @@ def example(args: argparse.Namespace, seed: int, images: torch.Tensor, folder: p
             # Whole batches, as with batch statistics an image depends on its neighbours.
             drawn = torch.cat([net_g(z) for z in latents.split(batch)])
         write_idx(folder / name, drawn)
-    return {"seconds": seconds}
+    (folder / SECONDS).write_text(str(seconds))
 
 
 def run(*command: Any) -> str:
@@ -117,7 +122,8 @@ def run(*command: Any) -> str:
     return done.stdout
 
 
-def ours(args: argparse.Namespace, seed: int, run_dir: pathlib.Path) -> Dict[str, Any]:
+def ours(args: argparse.Namespace, seed: int, run_dir: pathlib.Path) -> None:
+    shutil.rmtree(run_dir, ignore_errors=True)
     steps = args.images // args.batch
     sets = [
         f"job.seed={seed}", f"data.uri={args.data}", f"train.steps={steps}",
@@ -127,7 +133,14 @@ def ours(args: argparse.Namespace, seed: int, run_dir: pathlib.Path) -> Dict[str
     began = time.monotonic()
     options = [part for value in sets for part in ("--set", value)]
     run(args.bin / "gan-coord", "run", args.job, "--workers", args.workers, "--run-dir", run_dir, *options)
-    return {"seconds": time.monotonic() - began, "checkpoint": run_dir / f"checkpoints/step-{steps:08}"}
+    (run_dir / SECONDS).write_text(str(time.monotonic() - began))
+
+
+def seconds_of(folder: pathlib.Path, train: Callable[[], None]) -> float:
+    """How long a side took, which --keep may have kept; or else it runs."""
+    if not (folder / SECONDS).exists():
+        train()
+    return float((folder / SECONDS).read_text())
 
 
 def score(args: argparse.Namespace, checkpoint: pathlib.Path, *more: Any) -> Dict[str, Any]:
@@ -157,9 +170,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of ours")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "target/release")
-    parser.add_argument("--only", choices=["ours", "example"])
+    parser.add_argument("--only", choices=["ours"], help="leave PyTorch out")
     parser.add_argument("--markdown", type=pathlib.Path, help="write the table there")
-    parser.add_argument("--keep", type=pathlib.Path, help="keep runs and images in this folder")
+    parser.add_argument("--keep", type=pathlib.Path,
+                        help="keep runs and images in this folder, and don't repeat those that are there; what "
+                             "made them must have been the same")
     args = parser.parse_args()
     args.data, args.bin = args.data.resolve(), args.bin.resolve()
 
@@ -168,15 +183,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.keep or pathlib.Path(temporary)).resolve()
         for seed in args.seeds:
-            mine = ours(args, seed, folder / f"ours-{seed}")
-            scores: Dict[str, Any] = {"ours": score(args, mine["checkpoint"])}
-            seconds = {"ours": mine["seconds"]}
+            run_dir, drawn_in = folder / f"ours-{seed}", folder / f"example-{seed}"
+            seconds = {"ours": seconds_of(run_dir, lambda: ours(args, seed, run_dir))}
+            checkpoint = run_dir / f"checkpoints/step-{args.images // args.batch:08}"
+            scores: Dict[str, Any] = {"ours": score(args, checkpoint)}
             if args.only != "ours":
-                theirs = example(args, seed, images, folder / f"example-{seed}")
-                seconds["example"] = theirs["seconds"]
+                seconds["example"] = seconds_of(drawn_in, lambda: example(args, seed, images, drawn_in))
                 for statistics_ in ("batch", "running"):
-                    drawn = folder / f"example-{seed}" / statistics_
-                    scores[statistics_] = score(args, mine["checkpoint"], "--images", drawn)
+                    scores[statistics_] = score(args, checkpoint, "--images", drawn_in / statistics_)
                 better = min(("batch", "running"), key=lambda kind: scores[kind]["scores"]["fid"])
                 scores["example"] = scores[better]
             for side in ("ours", "example"):

@@ -37,8 +37,8 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
         "model.generator_layers=6", "model.discriminator_width=96", "train.packing=2", "train.epochs=15",
         "optimizer.learning_rate=1e-3", "regularise.instance_noise=0.2", "regularise.instance_noise_steps=10000",
     ], "grid-set": [
-        "model.discriminator_width=64", "train.epochs=40",
-        "optimizer.learning_rate=2e-3", "regularise.instance_noise=1.0", "regularise.instance_noise_steps=32000",
+        "model.generator_layers=6", "model.discriminator_width=64", "train.epochs=36",
+        "optimizer.learning_rate=2e-3", "regularise.instance_noise=1.0", "regularise.instance_noise_steps=33000",
     ]},
 }
 

@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of ours")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch")
     parser.add_argument("--bin", type=pathlib.Path, default=ROOT / "target/release")
-    parser.add_argument("--only", choices=["ours"], help="leave PyTorch out")
+    parser.add_argument("--only-ours", action="store_true", help="leave PyTorch's example out")
     parser.add_argument("--markdown", type=pathlib.Path, help="write the table there")
     parser.add_argument("--keep", type=pathlib.Path,
                         help="keep runs and images in this folder, and don't repeat those that are there; what "
@@ -187,7 +187,7 @@ def main() -> None:
             seconds = {"ours": seconds_of(run_dir, lambda: ours(args, seed, run_dir))}
             checkpoint = run_dir / f"checkpoints/step-{args.images // args.batch:08}"
             scores: Dict[str, Any] = {"ours": score(args, checkpoint)}
-            if args.only != "ours":
+            if not args.only_ours:
                 seconds["example"] = seconds_of(drawn_in, lambda: example(args, seed, images, drawn_in))
                 for statistics_ in ("batch", "running"):
                     scores[statistics_] = score(args, checkpoint, "--images", drawn_in / statistics_)

@@ -44,6 +44,7 @@ VARIANTS: Dict[str, Dict[str, Any]] = {
 
 
 def settings(variant: Dict[str, Any], task: str) -> List[str]:
+    """What it sets in any job, and in this one."""
     return variant["set"] + variant.get(f"{task}-set", [])
 
 
@@ -112,10 +113,10 @@ def main() -> None:
     out = [f"{args.seeds} seeds, 2,500 samples; mean ± standard error.", "",
            "| data | setting | modes | good samples, % | published: modes | % |", "|---|---|---|---|---|---|"]
     for task in args.tasks:
-        for name, variant_ in args.variants.items():
+        for name, chosen in args.variants.items():
             rows = [row for row in found if (row["task"], row["variant"]) == (task, name)]
-            published = variant_.get(task, ("–", "–"))
-            sets = settings(variant_, task)
+            published = chosen.get(task, ("–", "–"))
+            sets = settings(chosen, task)
             setting = name + (f" (`{' '.join(sets)}`)" if sets else "")
             out.append(f"| {task} | {setting} | {mean([row['modes'] for row in rows])} | "
                        f"{mean([row['high-quality'] for row in rows], 100)} | {published[0]} | {published[1]} |")

@@ -497,5 +497,5 @@ fn is_missing(error: &CheckpointError) -> bool {
 }
 
 #[cfg(test)]
-#[path = "store_tests.rs"]
+#[path = "tests/store.rs"]
 mod tests;

@@ -309,5 +309,5 @@ fn new_file(
 }
 
 #[cfg(test)]
-#[path = "board_tests.rs"]
+#[path = "tests/board.rs"]
 mod tests;

@@ -7,9 +7,9 @@ use super::*;
 use proptest::prelude::*;
 use std::sync::Mutex;
 
-#[path = "store_best_tests.rs"]
+#[path = "store_best.rs"]
 mod best;
-#[path = "store_fencing_tests.rs"]
+#[path = "store_fencing.rs"]
 mod fencing;
 
 /// How a disk goes wrong.

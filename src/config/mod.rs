@@ -12,6 +12,7 @@ pub(crate) mod fuzz;
 mod guard;
 mod load;
 mod model;
+mod optimizer;
 mod regularise;
 mod state_keys;
 mod telemetry;
@@ -24,6 +25,7 @@ pub use load::{ConfigError, Override, load, parse};
 pub use model::{
     BatchNorm, Conditional, Distribution, Family, HiddenNoise, LatentInput, Model, Normalisation,
 };
+pub use optimizer::{Adam, AdamOverride, Decay, Optimizer, Schedule};
 pub use regularise::{Augmentation, Regularise};
 pub use state_keys::{KeyDifference, StateKeys, differences};
 pub use telemetry::Telemetry;
@@ -255,85 +257,6 @@ pub enum Reduction {
     Fast,
 }
 
-/// `[optimizer]`: Adam (Kingma and Ba 2014). A table `[optimizer.generator]` or
-/// `[optimizer.discriminator]` overrides single values for one network.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Optimizer {
-    /// Step size. Default 2e-4.
-    pub learning_rate: f64,
-    /// Decay of the first moment, a step. Default 0.5.
-    pub beta1: f64,
-    /// Decay of the second moment, a step. Default 0.999.
-    pub beta2: f64,
-    /// Added to the denominator. Default 1e-8.
-    pub epsilon: f64,
-    /// What differs for the generator.
-    #[serde(skip_serializing_if = "AdamOverride::is_empty")]
-    pub generator: AdamOverride,
-    /// What differs for the discriminator.
-    #[serde(skip_serializing_if = "AdamOverride::is_empty")]
-    pub discriminator: AdamOverride,
-}
-
-/// `[optimizer.generator]`, `[optimizer.discriminator]`
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AdamOverride {
-    /// As in `[optimizer]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub learning_rate: Option<f64>,
-    /// As in `[optimizer]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta1: Option<f64>,
-    /// As in `[optimizer]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub beta2: Option<f64>,
-    /// As in `[optimizer]`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub epsilon: Option<f64>,
-}
-
-impl AdamOverride {
-    fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-/// Adam's settings for one network.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Adam {
-    /// Step size.
-    pub learning_rate: f64,
-    /// Decay of the first moment.
-    pub beta1: f64,
-    /// Decay of the second moment.
-    pub beta2: f64,
-    /// Added to the denominator.
-    pub epsilon: f64,
-}
-
-impl Optimizer {
-    /// The generator's settings.
-    pub fn generator(&self) -> Adam {
-        self.with(self.generator)
-    }
-
-    /// The discriminator's settings.
-    pub fn discriminator(&self) -> Adam {
-        self.with(self.discriminator)
-    }
-
-    fn with(&self, network: AdamOverride) -> Adam {
-        Adam {
-            learning_rate: network.learning_rate.unwrap_or(self.learning_rate),
-            beta1: network.beta1.unwrap_or(self.beta1),
-            beta2: network.beta2.unwrap_or(self.beta2),
-            epsilon: network.epsilon.unwrap_or(self.epsilon),
-        }
-    }
-}
-
 /// `[workers]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -433,19 +356,6 @@ mod defaults {
     }
     pub(super) fn deterministic() -> bool {
         true
-    }
-}
-
-impl Default for Optimizer {
-    fn default() -> Self {
-        Self {
-            learning_rate: 2e-4,
-            beta1: 0.5,
-            beta2: 0.999,
-            epsilon: 1e-8,
-            generator: AdamOverride::default(),
-            discriminator: AdamOverride::default(),
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a job file may say, beyond its types.
 
-use super::{Adam, Job, data, model, regularise};
+use super::{Job, data, model, regularise};
 
 /// One impossible value.
 pub(super) struct Fault {
@@ -31,7 +31,7 @@ const MAX_SEED: u64 = i64::MAX as u64;
 pub(super) const SEEDS: &str = "0 to 9223372036854775807 (2^63 - 1)";
 
 /// The longest job, steps or epochs: an age even of the smallest steps, and far from overflow.
-const MAX_LENGTH: u64 = 1 << 40;
+pub(super) const MAX_LENGTH: u64 = 1 << 40;
 
 /// Refuses the first impossible value.
 pub(super) fn check(job: &Job) -> Result<(), Fault> {
@@ -48,7 +48,7 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
     model::check(job)?;
     train(job)?;
     regularise::check(job)?;
-    optimizer(job)?;
+    super::optimizer::check(job)?;
     super::guard::check(job)?;
     workers(job)?;
     require(
@@ -148,65 +148,6 @@ fn train(job: &Job) -> Result<(), Fault> {
         "train.ema_decay",
         train.ema_decay,
         "0 (off) up to, but below 1",
-    )
-}
-
-fn optimizer(job: &Job) -> Result<(), Fault> {
-    let shared = Adam {
-        learning_rate: job.optimizer.learning_rate,
-        beta1: job.optimizer.beta1,
-        beta2: job.optimizer.beta2,
-        epsilon: job.optimizer.epsilon,
-    };
-    adam(
-        shared,
-        &[
-            "optimizer.learning_rate",
-            "optimizer.beta1",
-            "optimizer.beta2",
-            "optimizer.epsilon",
-        ],
-    )?;
-    adam(
-        job.optimizer.generator(),
-        &[
-            "optimizer.generator.learning_rate",
-            "optimizer.generator.beta1",
-            "optimizer.generator.beta2",
-            "optimizer.generator.epsilon",
-        ],
-    )?;
-    adam(
-        job.optimizer.discriminator(),
-        &[
-            "optimizer.discriminator.learning_rate",
-            "optimizer.discriminator.beta1",
-            "optimizer.discriminator.beta2",
-            "optimizer.discriminator.epsilon",
-        ],
-    )
-}
-
-fn adam(adam: Adam, keys: &[&'static str; 4]) -> Result<(), Fault> {
-    require(
-        adam.learning_rate.is_finite() && adam.learning_rate > 0.0,
-        keys[0],
-        adam.learning_rate,
-        "a finite number above 0",
-    )?;
-    for (key, beta) in [(keys[1], adam.beta1), (keys[2], adam.beta2)] {
-        require(
-            (0.0..1.0).contains(&beta),
-            key,
-            beta,
-            "0 up to, but below 1",
-        )?;
-    }
-    require(
-        adam.epsilon.is_finite() && adam.epsilon > 0.0,
-        keys[3],
-        adam.epsilon,
-        "a finite number above 0",
     )
 }
 

@@ -1,7 +1,7 @@
 //! Adam on a few tensors.
 
 use crate::config::Adam;
-use crate::torch::{FusedAdam, TorchError};
+use crate::torch::{FusedAdam, TorchError, learning_rate};
 use tch::{Kind, Tensor};
 
 /// Parameters, with what Adam remembers of them.
@@ -69,13 +69,14 @@ impl Learner {
             .map(|gradient| gradient.f_reshape([-1]))
             .collect::<Result<_, _>>()?;
         self.updates += 1;
+        let rate = learning_rate(self.adam.learning_rate, self.flat.device())?;
         FusedAdam {
             parameters: &mut self.flat,
             gradients: &Tensor::f_cat(&gradients, 0)?,
             exp_avg: &mut self.exp_avg,
             exp_avg_sq: &mut self.exp_avg_sq,
             count: &Tensor::from(self.updates as f32),
-            learning_rate: self.adam.learning_rate,
+            learning_rate: &rate,
             beta1: self.adam.beta1,
             beta2: self.adam.beta2,
             epsilon: self.adam.epsilon,

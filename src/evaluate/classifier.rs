@@ -272,7 +272,7 @@ impl Classifier {
             exp_avg: &mut adam.first,
             exp_avg_sq: &mut adam.second,
             count: &count,
-            learning_rate: rate,
+            learning_rate: &torch::learning_rate(rate, Device::Cpu)?,
             beta1: 0.9,
             beta2: 0.999,
             epsilon: 1e-8,

@@ -288,7 +288,7 @@ metrics! {
         Some(GuardVerdict::LABEL), WORKER,
         "Steps that the guard had something to say of, by what became of them.";
     TRAIN_RATE_FACTOR = "gan_train_rate_factor", NOT_YET, "", None, WORKER,
-        "What the guard has multiplied both learning rates with; 1 before the first rollback.";
+        "What both learning rates are multiplied with: by the guard at each rollback, and by optimizer.schedule.";
     TRAIN_DIVERSITY = "gan_train_diversity", NOT_YET, "", None, WORKER,
         "Standard deviation of the newest step's fakes in units of the real images', if it is watched.";
     TRAIN_EPOCH = "gan_train_epoch", NOT_YET, "", None, WORKER,

@@ -6,7 +6,7 @@
 //! the copies and libtorch's kernel give: which products and sums that kernel's compiler has fused
 //! is found out by trying, and where no guess has its bits, it is used itself.
 
-use super::{FusedAdam, TorchError};
+use super::{FusedAdam, TorchError, learning_rate};
 use std::slice;
 use std::sync::OnceLock;
 use tch::{Device, Kind, Tensor};
@@ -22,8 +22,8 @@ pub struct AdamPass<'a> {
     pub gradients: &'a Tensor,
     /// One f32 that counts steps from 1.
     pub count: &'a Tensor,
-    /// Step size.
-    pub learning_rate: f64,
+    /// Step size, as [`learning_rate`](super::learning_rate) makes one.
+    pub learning_rate: &'a Tensor,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -56,7 +56,7 @@ impl AdamPass<'_> {
         };
         let mut lanes = Lanes::default();
         if let (Some(fused), 1..) = (fused(), most) {
-            let terms = Terms::new(&self, self.count.f_double_value(&[])?);
+            let terms = Terms::new(&self)?;
             let gradients = self.gradients;
             // SAFETY: seven live tensors of `length` floats in a row in host memory, of which those
             // that are written lie apart from all others, as checked above. Nobody writes to those
@@ -165,19 +165,21 @@ struct Terms {
 }
 
 impl Terms {
-    fn new(pass: &AdamPass<'_>, count: f64) -> Self {
+    fn new(pass: &AdamPass<'_>) -> Result<Self, TorchError> {
+        let count = pass.count.f_double_value(&[])?;
+        let learning_rate = pass.learning_rate.f_double_value(&[])?;
         let weight = (1.0 - pass.beta1) as f32;
         let from_gradient = weight.abs() >= 0.5;
         let correction = |beta: f64| 1.0 - beta.powf(count);
-        Self {
+        Ok(Self {
             from_gradient,
             share: if from_gradient { weight - 1.0 } else { weight },
             beta2: pass.beta2 as f32,
             square_share: (1.0 - pass.beta2) as f32,
-            rate: -(pass.learning_rate / correction(pass.beta1)) as f32,
+            rate: -(learning_rate / correction(pass.beta1)) as f32,
             square_correction: correction(pass.beta2).sqrt() as f32,
             epsilon: pass.epsilon as f32,
-        }
+        })
     }
 }
 
@@ -268,17 +270,22 @@ fn has_its_bits(guess: Fused) -> bool {
         let tensors = from.each_ref().map(|values| Tensor::from_slice(values));
         let mut to = from.each_ref().map(|values| Tensor::from_slice(values));
         let (gradients, count) = (Tensor::from_slice(&gradient), Tensor::from(7f32));
+        let Ok(rate) = learning_rate(2e-4, Device::Cpu) else {
+            return false;
+        };
         let mut whole = AdamPass {
             from: tensors.each_ref(),
             to: to.each_mut(),
             gradients: &gradients,
             count: &count,
-            learning_rate: 2e-4,
+            learning_rate: &rate,
             beta1,
             beta2: 0.999,
             epsilon: 1e-8,
         };
-        let terms = Terms::new(&whole, 7.0);
+        let Ok(terms) = Terms::new(&whole) else {
+            return false;
+        };
         if whole.apply_by_libtorch(0).is_err() {
             return false;
         }
@@ -393,6 +400,7 @@ mod tests {
             ];
             let gradients = vector(length, 0.3).flip([0]);
             let count = Tensor::from(count as f32);
+            let rate = learning_rate(2e-4, Device::Cpu).unwrap();
             let mut expected = from.each_ref().map(Tensor::copy);
             let [parameters, exp_avg, exp_avg_sq] = &mut expected;
             FusedAdam {
@@ -401,7 +409,7 @@ mod tests {
                 exp_avg,
                 exp_avg_sq,
                 count: &count,
-                learning_rate: 2e-4,
+                learning_rate: &rate,
                 beta1,
                 beta2: 0.999,
                 epsilon: 1e-8,
@@ -415,7 +423,7 @@ mod tests {
                 to: to.each_mut(),
                 gradients: &gradients,
                 count: &count,
-                learning_rate: 2e-4,
+                learning_rate: &rate,
                 beta1,
                 beta2: 0.999,
                 epsilon: 1e-8,
@@ -457,7 +465,7 @@ mod tests {
                 to: [&mut to, &mut m, &mut v],
                 gradients: &g,
                 count: &Tensor::from(1f32),
-                learning_rate: 1e-3,
+                learning_rate: &learning_rate(1e-3, Device::Cpu).unwrap(),
                 beta1: 0.5,
                 beta2: 0.999,
                 epsilon: 1e-8,

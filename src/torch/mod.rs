@@ -145,8 +145,8 @@ pub struct FusedAdam<'a> {
     /// One f32 on the same device that counts steps from 1, exactly up to 2²⁴. It is read when the
     /// device comes to it.
     pub count: &'a Tensor,
-    /// Step size.
-    pub learning_rate: f64,
+    /// Step size, as [`learning_rate`] makes one on the same device; read likewise.
+    pub learning_rate: &'a Tensor,
     /// Decay of the first moment.
     pub beta1: f64,
     /// Decay of the second moment.
@@ -182,16 +182,19 @@ impl FusedAdam<'_> {
                 message: "parameters, gradients and moments must be contiguous f32 tensors of one shape on one device".to_owned(),
             });
         }
-        let counts = self.count.numel() == 1
-            && self.count.kind() == Kind::Float
-            && self.count.device() == self.parameters.device();
-        if !counts {
+        let device = self.parameters.device();
+        let number = |tensor: &Tensor, kind: Kind| {
+            tensor.numel() == 1 && tensor.kind() == kind && tensor.device() == device
+        };
+        if !number(self.count, Kind::Float) || !number(self.learning_rate, rate_kind(device)) {
             return Err(TorchError::Shim {
                 doing: "apply Adam",
-                message: "the count of steps must be one f32 on the parameters' device".to_owned(),
+                message: "the count of steps and the learning rate must be one number each on the \
+                          parameters' device"
+                    .to_owned(),
             });
         }
-        // SAFETY: five live tensors: four of one shape, kind and device, and a number beside them,
+        // SAFETY: six live tensors: four of one shape, kind and device, and two numbers beside them,
         // as checked above.
         check("apply Adam", unsafe {
             sys::gan_adam_(
@@ -200,12 +203,32 @@ impl FusedAdam<'_> {
                 self.exp_avg.as_ptr(),
                 self.exp_avg_sq.as_ptr(),
                 self.count.as_ptr(),
-                self.learning_rate,
+                self.learning_rate.as_ptr(),
                 self.beta1,
                 self.beta2,
                 self.epsilon,
             )
         })
+    }
+}
+
+/// A step size for [`FusedAdam`], in memory of the device that reads it.
+///
+/// # Errors
+/// [`TorchError`], if the device has no memory for it.
+pub fn learning_rate(value: f64, device: Device) -> Result<Tensor, TorchError> {
+    Ok(Tensor::f_full(
+        [0i64; 0],
+        value,
+        (rate_kind(device), device),
+    )?)
+}
+
+/// A GPU's kernel takes it in single precision.
+fn rate_kind(device: Device) -> Kind {
+    match device {
+        Device::Cpu => Kind::Double,
+        _ => Kind::Float,
     }
 }
 
@@ -315,7 +338,7 @@ mod tests {
                 exp_avg: &mut m,
                 exp_avg_sq: &mut v,
                 count: &Tensor::from(step),
-                learning_rate: 0.1,
+                learning_rate: &learning_rate(0.1, Device::Cpu).unwrap(),
                 beta1: 0.5,
                 beta2: 0.999,
                 epsilon: 1e-8,
@@ -342,7 +365,7 @@ mod tests {
             exp_avg: &mut m,
             exp_avg_sq: &mut v,
             count: &Tensor::from(1f32),
-            learning_rate: 0.1,
+            learning_rate: &learning_rate(0.1, Device::Cpu).unwrap(),
             beta1: 0.5,
             beta2: 0.999,
             epsilon: 1e-8,

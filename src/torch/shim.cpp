@@ -133,13 +133,14 @@ int gan_leaky_relu_(at::Tensor* tensor, double slope) {
   });
 }
 
-// Adam on one flat tensor, all in one pass; `count`, on the tensor's device, counts steps from 1.
+// Adam on one flat tensor, all in one pass; `count`, on the tensor's device, counts steps from 1, and
+// `rate`, there too, is the step size.
 int gan_adam_(at::Tensor* parameters, at::Tensor* gradients, at::Tensor* mean, at::Tensor* square,
-              at::Tensor* count, double rate, double beta1, double beta2, double epsilon) {
+              at::Tensor* count, at::Tensor* rate, double beta1, double beta2, double epsilon) {
   return guarded(-1, [&] {
     at::NoGradGuard no_grad;
-    at::_fused_adam_({*parameters}, {*gradients}, {*mean}, {*square}, {}, {*count}, rate, beta1,
-                     beta2, /*weight_decay=*/0.0, epsilon, /*amsgrad=*/false, /*maximize=*/false);
+    at::_fused_adam_({*parameters}, {*gradients}, {*mean}, {*square}, {}, {*count}, *rate,
+                     beta1, beta2, /*weight_decay=*/0.0, epsilon, /*amsgrad=*/false, /*maximize=*/false);
     return 0;
   });
 }

@@ -31,7 +31,7 @@ unsafe extern "C" {
         mean: *const C_tensor,
         square: *const C_tensor,
         count: *const C_tensor,
-        rate: c_double,
+        rate: *const C_tensor,
         beta1: c_double,
         beta2: c_double,
         epsilon: c_double,

@@ -19,7 +19,7 @@ use super::figures::Figures;
 use super::state::PlayerState;
 use super::step::Game;
 use super::stopwatch::{Part, Stopwatch};
-use super::stretches::{Materials, Recorder, Stretch, Stretches, Work, share_counts};
+use super::stretches::{Materials, Recorder, Stretch, Stretches, Work, share};
 use super::{StepReport, TrainError, Trainer};
 use crate::collective::{Collective, CollectiveError, Flags, OnDevice};
 use crate::config::Update;
@@ -198,8 +198,9 @@ impl Trainer {
             inputs: ahead.feed.inputs()?,
             vectors: self.hosted.vectors(),
             means: [self.discriminator_mean.lend(), self.generator_mean.lend()],
-            settings: [Player::Generator, Player::Discriminator].map(|player| self.adam(player)),
-            counts: share_counts(&self.pace.counts),
+            settings: [Player::Generator, Player::Discriminator]
+                .map(|player| self.settings(player)),
+            updates: share(&self.pace.updates),
             flags: ahead.flags.shallow_clone(),
             figures: ahead.figures.place(),
         };
@@ -241,7 +242,7 @@ impl Trainer {
     ) -> Result<(), TrainError> {
         let step = self.state.step.next();
         let sent = collective.sent_bytes();
-        self.pace.set(step, self.job.train.ema_decay)?;
+        self.set_pace(step)?;
         ahead.raise(flags)?;
         let [of_d, of_g] = work.means.each_ref().map(Tensor::shallow_clone);
         let (d, g): (Vec<Tensor>, Vec<Tensor>) = work

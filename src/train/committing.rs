@@ -103,21 +103,31 @@ impl Trainer {
         Ok(self.committed.record(current)?)
     }
 
-    /// A network's settings, at the rate that the guard has left.
-    pub(super) fn adam(&self, player: Player) -> Adam {
-        let settings = match player {
+    /// A network's settings in the job.
+    pub(super) fn settings(&self, player: Player) -> Adam {
+        match player {
             Player::Generator => self.job.optimizer.generator(),
             Player::Discriminator => self.job.optimizer.discriminator(),
-        };
-        Adam {
-            learning_rate: settings.learning_rate * self.rate(),
-            ..settings
         }
     }
 
-    /// What the guard has both learning rates multiplied with: 1 before the first rollback.
+    /// Sets the numbers that the device reads to those of the step that reaches `step`, which is the
+    /// next one.
+    pub(super) fn set_pace(&mut self, step: Step) -> Result<(), TrainError> {
+        let share = self.share_at(step);
+        let rates = [Player::Generator, Player::Discriminator]
+            .map(|player| self.settings(player).learning_rate * share);
+        Ok(self.pace.set(step, self.job.train.ema_decay, rates)?)
+    }
+
+    /// What the guard and the schedule have both learning rates multiplied with, at the state's step.
     pub fn rate(&self) -> f64 {
-        self.state.guard.rate(&self.job.guard)
+        self.share_at(self.state.step)
+    }
+
+    /// What both learning rates are multiplied with in the step that reaches this one.
+    fn share_at(&self, step: Step) -> f64 {
+        self.state.guard.rate(&self.job.guard) * self.job.optimizer.schedule.share(step.0)
     }
 
     /// Why the state is the job's last one, if the guard has stopped the job.

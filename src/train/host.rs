@@ -28,7 +28,7 @@ impl Trainer {
         let sent = collective.sent_bytes();
         let mut reduce = Duration::ZERO;
         let step = self.state.step.next();
-        self.pace.set(step, self.job.train.ema_decay)?;
+        self.set_pace(step)?;
 
         let batches: Vec<Arc<Batch>> = batches.into_iter().map(Arc::new).collect();
         let rounds = self.game.rounds;
@@ -121,11 +121,11 @@ impl Trainer {
     /// Makes a network's next state from the mean of its vectors, in the update of the step that has
     /// this number, and measures what it made it of.
     fn update(&mut self, player: Player, number: u32) -> Result<Measure, TrainError> {
-        let settings = self.adam(player);
+        let settings = self.settings(player);
         let work = update::Update {
             game: &self.game,
             number,
-            count: &self.pace.counts[player.number() as usize][number as usize],
+            now: &self.pace.updates[player.number() as usize][number as usize],
         };
         let (d, g) = (&self.game.discriminator_layout, &self.game.generator_layout);
         let (gradients, loss, mean, measured) = match player {

@@ -5,7 +5,7 @@
 
 use super::inputs::Rounds;
 use crate::ids::Step;
-use crate::torch::TorchError;
+use crate::torch::{self, TorchError};
 use tch::{Device, Kind, Tensor};
 
 /// A share of something new in an average, 0 … 1, in double precision.
@@ -33,12 +33,37 @@ impl Share {
     }
 }
 
+/// An update's, as Adam takes them.
+#[derive(Debug)]
+pub(super) struct Numbers {
+    /// Which of the player's updates it is, counted from 1 at the job's first.
+    pub(super) count: Tensor,
+    /// Its step size.
+    pub(super) rate: Tensor,
+}
+
+impl Numbers {
+    fn new(device: Device) -> Result<Self, TorchError> {
+        Ok(Self {
+            count: Tensor::f_zeros([0i64; 0], (Kind::Float, device))?,
+            rate: torch::learning_rate(0.0, device)?,
+        })
+    }
+
+    /// The same memory.
+    pub(super) fn share(&self) -> Self {
+        Self {
+            count: self.count.shallow_clone(),
+            rate: self.rate.shallow_clone(),
+        }
+    }
+}
+
 /// The numbers of the step that is being made.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// The number of each of G's and each of D's updates in the step, counted from the job's first,
-    /// as Adam takes them.
-    pub(super) counts: [Vec<Tensor>; 2],
+    /// Those of each of G's and each of D's updates in the step.
+    pub(super) updates: [Vec<Numbers>; 2],
     /// The generator's share in its average.
     pub(super) share: Share,
     /// The same, in single precision.
@@ -48,29 +73,38 @@ pub(super) struct Pace {
 impl Pace {
     pub(super) fn new(rounds: Rounds, device: Device) -> Result<Self, TorchError> {
         let single = || Tensor::f_zeros([0i64; 0], (Kind::Float, device));
-        let counts = |updates: u32| {
+        let updates = |updates: u32| {
             (0..updates)
-                .map(|_| single())
+                .map(|_| Numbers::new(device))
                 .collect::<Result<Vec<_>, _>>()
         };
         Ok(Self {
-            counts: [counts(rounds.generator)?, counts(rounds.discriminator)?],
+            updates: [updates(rounds.generator)?, updates(rounds.discriminator)?],
             share: Share::of(0.0, device)?,
             weight: single()?,
         })
     }
 
-    /// Sets the numbers to those of the step that reaches `step`.
+    /// Sets the numbers to those of the step that reaches `step`, with these step sizes of G and D.
     ///
     /// Early on the average's decay is less, (1 + t)/(10 + t): otherwise it would be made of the
     /// initialisation for the first 1/(1 - decay) steps.
-    pub(super) fn set(&mut self, step: Step, decay: f64) -> Result<(), TorchError> {
+    pub(super) fn set(
+        &mut self,
+        step: Step,
+        decay: f64,
+        rates: [f64; 2],
+    ) -> Result<(), TorchError> {
         let t = step.0 as f64;
         let share = 1.0 - decay.min((1.0 + t) / (10.0 + t));
-        for counts in &mut self.counts {
-            let before = step.0.saturating_sub(1).saturating_mul(counts.len() as u64);
-            for (number, count) in (before + 1..).zip(counts) {
-                let _ = count.f_fill_(number as f64)?;
+        for (updates, rate) in self.updates.iter_mut().zip(rates) {
+            let before = step
+                .0
+                .saturating_sub(1)
+                .saturating_mul(updates.len() as u64);
+            for (number, update) in (before + 1..).zip(updates) {
+                let _ = update.count.f_fill_(number as f64)?;
+                let _ = update.rate.f_fill_(rate)?;
             }
         }
         let _ = self.weight.f_fill_(share)?;

@@ -8,6 +8,7 @@ use super::TrainError;
 use super::figures;
 use super::inputs::{Inputs, Rounds, Weights};
 use super::layout::part;
+use super::pace::Numbers;
 use super::pool::Half;
 use super::state::PlayerState;
 use super::step::Game;
@@ -77,8 +78,8 @@ pub(super) struct Work {
     /// The state that it makes, likewise.
     pub(super) to: [PlayerState; 2],
     pub(super) settings: [Adam; 2],
-    /// The numbers of G's and of D's updates, as Adam takes them.
-    pub(super) counts: [Vec<Tensor>; 2],
+    /// The numbers of G's and of D's updates.
+    pub(super) updates: [Vec<Numbers>; 2],
     /// This worker's orders, as they travel.
     pub(super) flags: Tensor,
     pub(super) figures: Tensor,
@@ -92,7 +93,7 @@ pub(super) struct Materials {
     pub(super) vectors: Vec<Vectors>,
     pub(super) means: [Tensor; 2],
     pub(super) settings: [Adam; 2],
-    pub(super) counts: [Vec<Tensor>; 2],
+    pub(super) updates: [Vec<Numbers>; 2],
     pub(super) flags: Tensor,
     pub(super) figures: Tensor,
 }
@@ -110,7 +111,7 @@ impl Work {
             vectors,
             means,
             settings,
-            counts,
+            updates,
             flags,
             figures,
         } = materials;
@@ -123,7 +124,7 @@ impl Work {
             from,
             to,
             settings,
-            counts,
+            updates,
             flags,
             figures,
             kept: Vec::new(),
@@ -147,7 +148,7 @@ impl Work {
             from: players(&self.from),
             to: players(&self.to),
             settings: self.settings,
-            counts: share_counts(&self.counts),
+            updates: share(&self.updates),
             flags: self.flags.shallow_clone(),
             figures: self.figures.shallow_clone(),
             kept: Vec::new(),
@@ -198,7 +199,7 @@ impl Work {
         let update = update::Update {
             game: &self.game,
             number,
-            count: &self.counts[1][number as usize],
+            now: &self.updates[1][number as usize],
         };
         update.discriminator(from, to, mean, settings)?;
         let layout = &self.game.discriminator_layout;
@@ -247,7 +248,7 @@ impl Work {
         let update = update::Update {
             game: &self.game,
             number,
-            count: &self.counts[0][number as usize],
+            now: &self.updates[0][number as usize],
         };
         update.generator(from, [to_g, to_d], mean, settings)?;
         let layout = &self.game.generator_layout;
@@ -257,10 +258,10 @@ impl Work {
 }
 
 /// The same memory.
-pub(super) fn share_counts(counts: &[Vec<Tensor>; 2]) -> [Vec<Tensor>; 2] {
-    counts
+pub(super) fn share(updates: &[Vec<Numbers>; 2]) -> [Vec<Numbers>; 2] {
+    updates
         .each_ref()
-        .map(|counts| counts.iter().map(Tensor::shallow_clone).collect())
+        .map(|updates| updates.iter().map(Numbers::share).collect())
 }
 
 /// A replica's mathematics. The functions of tch that panic are an error that names the replica.
@@ -298,8 +299,6 @@ pub(super) struct Stretches {
     recorder: Option<Box<dyn Recorder>>,
     done: [u32; 2],
     recorded: [Option<Box<dyn Recorded>>; 2],
-    /// What was recorded has these numbers in it.
-    settings: Option<[Adam; 2]>,
 }
 
 impl Stretches {
@@ -308,7 +307,6 @@ impl Stretches {
             recorder,
             done: [0; 2],
             recorded: [None, None],
-            settings: None,
         }
     }
 
@@ -317,10 +315,6 @@ impl Stretches {
         let Some(recorder) = &mut self.recorder else {
             return;
         };
-        if self.settings.replace(work.settings) != Some(work.settings) {
-            // After a rollback the rates are lower.
-            self.recorded = [None, None];
-        }
         if self.recorded[side].is_some() {
             return;
         }

@@ -5,6 +5,7 @@
 
 use super::layout::part;
 use super::optimizer;
+use super::pace::Numbers;
 use super::state::PlayerState;
 use super::step::Game;
 use crate::config::Adam;
@@ -17,8 +18,8 @@ pub(super) struct Update<'a> {
     pub(super) game: &'a Game,
     /// Its number among the player's in the step, from 0.
     pub(super) number: u32,
-    /// Its number among the player's in the job, from 1, as Adam takes it.
-    pub(super) count: &'a Tensor,
+    /// Its numbers as Adam takes them.
+    pub(super) now: &'a Numbers,
 }
 
 impl Update<'_> {
@@ -39,7 +40,7 @@ impl Update<'_> {
         // With the weights that the looks were with, which Adam replaces now.
         to.iterate(&from, &game.discriminator)?;
         let gradient = part(mean, &game.discriminator_layout.gradients)?;
-        optimizer::update(&from, to, &gradient, settings, self.count)
+        optimizer::update(&from, to, &gradient, settings, self.now)
     }
 
     /// G's, likewise. D's running statistics follow its look at G's fakes.
@@ -63,6 +64,6 @@ impl Update<'_> {
         to.track(&from, &[generated], &game.generator)?;
         to.iterate(&from, &game.generator)?;
         let gradient = part(mean, &game.generator_layout.gradients)?;
-        optimizer::update(&from, to, &gradient, settings, self.count)
+        optimizer::update(&from, to, &gradient, settings, self.now)
     }
 }

@@ -10,7 +10,7 @@ const AUGMENT: &str = r#"regularise.augment=["color", "translation", "cutout"]"#
 const SIMULTANEOUS: &str = "train.update=simultaneous";
 
 /// What is added to each, one by one and all at once.
-const REGULARISED: [&[&str]; 12] = [
+const REGULARISED: [&[&str]; 13] = [
     &["regularise.r1=2", NO_NORM],
     &["regularise.r2=2", "model.discriminator_norm=layer"],
     &["regularise.gradient_penalty=3", NO_NORM],
@@ -24,6 +24,11 @@ const REGULARISED: [&[&str]; 12] = [
     &[r#"regularise.augment=["cutout"]"#],
     &["train.packing=3"],
     &["model.spectral_norm=true", "train.objective=hinge"],
+    &[
+        "optimizer.schedule.decay=cosine",
+        "optimizer.schedule.start=1",
+        "optimizer.schedule.steps=9",
+    ],
     &[
         "train.objective=relativistic",
         "regularise.r1=1",
@@ -191,11 +196,60 @@ fn a_step_counts_what_it_did() {
     assert_eq!(tracked("optimizer", "step"), 2);
     // Adam's count is of updates: with it wrong, the first moments would be corrected wrongly, which
     // tests/games.rs would see.
-    let counts = trainer.pace.counts.each_ref().map(|counts| {
-        let counts = counts.iter().map(|count| count.double_value(&[]));
+    let counts = trainer.pace.updates.each_ref().map(|updates| {
+        let counts = updates.iter().map(|update| update.count.double_value(&[]));
         counts.collect::<Vec<_>>()
     });
     assert_eq!(counts, [vec![4.0, 5.0, 6.0], vec![3.0, 4.0]]);
+}
+
+/// A schedule goes by the state's step, whoever computes it: rates after a restart are those of one
+/// run.
+#[test]
+fn rates_fall_as_the_schedule_says_through_a_restart() {
+    let job = set(&[
+        "optimizer.generator.learning_rate=0.004",
+        "optimizer.discriminator.learning_rate=0.002",
+        "optimizer.schedule.decay=linear",
+        "optimizer.schedule.start=1",
+        "optimizer.schedule.steps=4",
+        "optimizer.schedule.end=0.5",
+    ]);
+    let mut trainer = trainer(&job, 0..REPLICAS, 2);
+    for (step, share) in [1.0, 0.875, 0.75, 0.625, 0.5, 0.5].into_iter().enumerate() {
+        if step == 3 {
+            let state = trainer.snapshot().unwrap();
+            trainer = super::trainer(&job, 0..REPLICAS, 1);
+            trainer.restore(&state).unwrap();
+        }
+        advance(&mut trainer, &mut Alone::default()).unwrap();
+        let [g, d] = (trainer.pace.updates.each_ref()).map(|updates| &updates[0].rate);
+        let rates = [g, d].map(|rate| rate.double_value(&[]));
+        assert_eq!(rates, [0.004 * share, 0.002 * share], "step {}", step + 1);
+        assert_eq!(trainer.rate(), share);
+    }
+}
+
+/// At a rate of 0 nothing moves any more but what is no parameter.
+#[test]
+fn a_rate_of_zero_leaves_the_parameters_alone() {
+    let job = set(&[
+        "optimizer.schedule.decay=linear",
+        "optimizer.schedule.steps=2",
+    ]);
+    let mut trainer = trainer(&job, 0..REPLICAS, 2);
+    let mut states = (0..3).map(|_| train(&mut trainer, 1));
+    let [first, second, third] = [(); 3].map(|()| states.next().unwrap());
+    for network in ["generator", "discriminator"] {
+        let weights = |state| floats(tensor(state, network, "main.0.weight"));
+        assert_eq!(weights(&third), weights(&second), "{network}");
+    }
+    // Half of the rate was left in the first.
+    let [untrained, one] =
+        [0, 1].map(|steps| train(&mut super::trainer(&job, 0..REPLICAS, 2), steps));
+    let weights = |state| floats(tensor(state, "generator", "main.0.weight"));
+    assert_eq!(weights(&one), weights(&first));
+    assert_ne!(weights(&one), weights(&untrained));
 }
 
 #[test]

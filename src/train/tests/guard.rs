@@ -333,9 +333,11 @@ fn a_rollback_sets_back_all_networks_and_lowers_the_rate() {
         assert_eq!(trainer.rate(), 1.0);
         trainer.restore(&states[7]).unwrap();
         assert_eq!(trainer.rate(), 0.5);
+        trainer.set_pace(Step(8)).unwrap();
         for player in [Player::Generator, Player::Discriminator] {
             let full = case.job.optimizer.generator().learning_rate;
-            assert_eq!(trainer.adam(player).learning_rate, full / 2.0);
+            let now = &trainer.pace.updates[player.number() as usize][0];
+            assert_eq!(now.rate.double_value(&[]), full / 2.0);
         }
     }
 }

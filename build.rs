@@ -39,6 +39,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
         "shim.cpp",
         "streams.cpp",
         "convolution.cpp",
+        "winograd.cpp",
         "script.cpp",
         "guarded.h",
     ] {
@@ -52,6 +53,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
         .file("src/torch/shim.cpp")
         .file("src/torch/streams.cpp")
         .file("src/torch/convolution.cpp")
+        .file("src/torch/winograd.cpp")
         .file("src/torch/script.cpp")
         .compile("ganglion_shim");
     println!("cargo:rustc-link-search=native={lib}");
@@ -69,7 +71,7 @@ fn compiler(root: &std::path::Path) -> cc::Build {
         .std("c++17")
         .pic(true)
         .warnings(false)
-        .opt_level(2)
+        .opt_level(3) // loops over channels become vector instructions
         .include(root.join("include"))
         .include(root.join("include/torch/csrc/api/include"))
         .define("_GLIBCXX_USE_CXX11_ABI", "1");

@@ -1,7 +1,8 @@
 //! PURE. What a training step costs, counted from the layer lists.
 //!
 //! The counts are of the mathematics, not of any implementation: what is divided by a measured time
-//! gives the rate at which useful work was done.
+//! gives the rate at which useful work was done. Where Winograd's filtering saves multiplications, that
+//! may be more than a matrix product's.
 
 use super::architecture::{Architecture, Layer};
 use crate::config::{BatchNorm, Model, Precision, Train, Update};

@@ -425,17 +425,22 @@ fn convolve(
     weight: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor, TorchError> {
-    // Measured on a Zen 4 at batch 32: the gradient of 512×256 weights over 4×4 positions takes half
-    // as long this way, in f32 and in bf16; over 8×8 positions there is nothing to gain.
-    let few = convolution.side_in.min(convolution.side_out) <= 4;
-    let shape = (convolution.kernel, convolution.stride, convolution.padding);
-    let even = convolution
-        .side_in
-        .max(convolution.side_out)
-        .is_multiple_of(2);
-    let fits = shape == (4, 2, 1) && even && bias.is_none();
-    if weight.device() == Device::Cpu && weight.requires_grad() && few && fits {
-        return torch::convolve_by_product(x, weight, convolution.transposed);
+    let dcgans = (convolution.kernel, convolution.stride, convolution.padding) == (4, 2, 1);
+    let learns = weight.requires_grad() || x.requires_grad();
+    if weight.device() == Device::Cpu && dcgans && bias.is_none() && learns {
+        let sides = [convolution.side_in, convolution.side_out];
+        let (few, many) = (sides[0].min(sides[1]), sides[0].max(sides[1]));
+        // Measured on a Zen 4 with AVX2: from 32 channels on, every layer of DCGAN takes 0.6 to 0.85
+        // of the time this way, forward and backward, with 2 to 128 images.
+        let wide = weight.size()[..2].iter().all(|&channels| channels >= 32);
+        if weight.kind() == Kind::Float && wide && few * 2 == many && few.is_multiple_of(2) {
+            return torch::winograd(x, weight, convolution.transposed);
+        }
+        // Measured on a Zen 4 at batch 32: the gradient of 512×256 weights over 4×4 positions takes
+        // half as long this way, in f32 and in bf16; over 8×8 positions there is nothing to gain.
+        if weight.requires_grad() && few <= 4 && many.is_multiple_of(2) {
+            return torch::convolve_by_product(x, weight, convolution.transposed);
+        }
     }
     let stride = [convolution.stride as i64; 2];
     let padding = [convolution.padding as i64; 2];

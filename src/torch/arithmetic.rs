@@ -4,9 +4,8 @@ use super::{TorchError, check, sys};
 use libloading::os::unix::{Library, RTLD_NOW};
 use std::ffi::{c_int, c_uint};
 use std::fmt;
-use std::ptr;
 use std::sync::{Mutex, PoisonError};
-use tch::{Device, Tensor};
+use tch::Device;
 
 /// The rules of libtorch's kernels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,38 +155,9 @@ pub fn compute_capability(index: usize) -> Result<(u32, u32), TorchError> {
     Ok((number(major)?, number(minor)?))
 }
 
-/// A convolution (or a transposed one) with kernel 4, stride 2 and padding 1, whose weight's gradient
-/// is computed as one matrix product: faster on a CPU where images have few positions.
-///
-/// # Shapes
-/// `[n, c, h, w]` with even sides and `[out, c, 4, 4]` to `[n, out, h/2, w/2]`; transposed,
-/// `[n, c, h, w]` and `[c, out, 4, 4]` to `[n, out, 2·h, 2·w]`.
-///
-/// # Errors
-/// [`TorchError::Shim`], for other shapes among others.
-pub fn convolve_by_product(
-    x: &Tensor,
-    weight: &Tensor,
-    transposed: bool,
-) -> Result<Tensor, TorchError> {
-    let mut out = ptr::null_mut();
-    // SAFETY: two live tensors, and a place for one pointer.
-    check("convolve", unsafe {
-        sys::gan_convolve_by_product(
-            x.as_ptr(),
-            weight.as_ptr(),
-            c_int::from(transposed),
-            &mut out,
-        )
-    })?;
-    // SAFETY: on success the shim has put a tensor there that is ours to own.
-    Ok(unsafe { Tensor::from_ptr(out) })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tch::Kind;
 
     const RULES: Rules = Rules {
         deterministic: true,
@@ -215,62 +185,5 @@ mod tests {
     fn a_missing_gpu_has_no_compute_capability() {
         let error = compute_capability(999).unwrap_err();
         assert!(error.to_string().contains("compute capability"), "{error}");
-    }
-
-    /// The same numbers as libtorch's own convolution, but for rounding: forward and both gradients.
-    #[test]
-    fn a_convolution_by_product_is_a_convolution() {
-        let draw = |shape: &[i64], factor: f64| {
-            let len = shape.iter().product::<i64>();
-            let values = Tensor::arange(len, (Kind::Float, Device::Cpu)) * factor;
-            values.sin().view(shape)
-        };
-        for transposed in [false, true] {
-            for channels_last in [false, true] {
-                let (small, large) = (5, 3);
-                let (from, to) = if transposed {
-                    (small, large)
-                } else {
-                    (large, small)
-                };
-                let order = |tensor: Tensor| {
-                    let tensor = if channels_last {
-                        super::super::channels_last(&tensor).unwrap()
-                    } else {
-                        tensor
-                    };
-                    tensor.set_requires_grad(true)
-                };
-                let x = order(draw(&[2, from, 4, 6], 0.37));
-                let weight = order(draw(&[small, large, 4, 4], 1.7));
-                let expected = if transposed {
-                    let none = None::<&Tensor>;
-                    x.conv_transpose2d(&weight, none, [2, 2], [1, 1], [0, 0], 1, [1, 1])
-                } else {
-                    x.conv2d(&weight, None::<&Tensor>, [2, 2], [1, 1], [1, 1], 1)
-                };
-                let found = convolve_by_product(&x, &weight, transposed).unwrap();
-                assert_eq!(found.size(), expected.size());
-                assert_eq!(found.size()[1], to);
-                let cost = draw(&found.size(), 0.9);
-                let of = |y: &Tensor| {
-                    let cost = (y * &cost).sum(Kind::Float);
-                    Tensor::run_backward(&[cost], &[&x, &weight], false, false)
-                };
-                let pairs = [(found.copy(), expected.copy())]
-                    .into_iter()
-                    .chain(of(&found).into_iter().zip(of(&expected)));
-                for (found, expected) in pairs {
-                    assert_eq!(found.size(), expected.size());
-                    let error = (&found - &expected).abs().max().double_value(&[]);
-                    let scale = expected.abs().max().double_value(&[]);
-                    assert!(scale > 0.0 && error < 1e-5 * scale, "{error} of {scale}");
-                }
-            }
-        }
-        let odd = Tensor::zeros([1, 3, 5, 4], (Kind::Float, Device::Cpu));
-        let weight = Tensor::zeros([5, 3, 4, 4], (Kind::Float, Device::Cpu));
-        let error = convolve_by_product(&odd, &weight, false).unwrap_err();
-        assert!(error.to_string().contains("even sides"), "{error}");
     }
 }

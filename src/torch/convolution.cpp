@@ -5,6 +5,8 @@
 // moves the weight back and forth, at a third of the speed of its other kernels. Gathering the
 // 4x4 patches of all images first makes the same sum one product over images and positions.
 
+#include "guarded.h"
+
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -62,15 +64,19 @@ struct Convolution : torch::autograd::Function<Convolution> {
 
 }  // namespace
 
-// Throws.
-namespace gan {
+extern "C" {
 
-at::Tensor convolve_by_product(const at::Tensor& x, const at::Tensor& weight, bool transposed) {
-  TORCH_CHECK(weight.dim() == 4 && weight.size(2) == KERNEL && weight.size(3) == KERNEL,
-              "the kernel must be 4x4, found ", weight.sizes());
-  TORCH_CHECK(x.dim() == 4 && (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)),
-              "expected images of even sides, found ", x.sizes());
-  return Convolution::apply(x, weight, transposed);
+int gan_convolve_by_product(at::Tensor* image, at::Tensor* kernels, int transposing, at::Tensor** out) {
+  return gan::guarded(-1, [&] {
+    const at::Tensor &x = *image, &weight = *kernels;
+    const bool transposed = transposing != 0;
+    TORCH_CHECK(weight.dim() == 4 && weight.size(2) == KERNEL && weight.size(3) == KERNEL,
+                "the kernel must be 4x4, found ", weight.sizes());
+    TORCH_CHECK(x.dim() == 4 && (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)),
+                "expected images of even sides, found ", x.sizes());
+    *out = new at::Tensor(Convolution::apply(x, weight, transposed));
+    return 0;
+  });
 }
 
-}  // namespace gan
+}  // extern "C"

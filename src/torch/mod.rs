@@ -1,11 +1,13 @@
-//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`, `script.cpp`) and its safe
-//! face; and CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where libtorch has CUDA.
+//! What tch lacks: a C++ shim (`shim.cpp`, `streams.cpp`, `convolution.cpp`, `winograd.cpp`,
+//! `script.cpp`) and its safe face; and CUDA graphs, a plug-in (`graphs.cpp`) that is loaded where
+//! libtorch has CUDA.
 //!
 //! With `nccl/` this is the only room that says `unsafe`. It knows tensors, devices and threads,
 //! and nothing of networks, games or jobs.
 
 mod adam;
 mod arithmetic;
+mod convolution;
 mod device;
 mod driver;
 mod generator;
@@ -17,9 +19,8 @@ mod stream;
 mod sys;
 
 pub use adam::{AdamPass, Measure, measure};
-pub use arithmetic::{
-    Adopted, Rules, compute_capability, convolve_by_product, has_fast_bf16, keep_memory,
-};
+pub use arithmetic::{Adopted, Rules, compute_capability, has_fast_bf16, keep_memory};
+pub use convolution::{convolve_by_product, winograd};
 pub(crate) use device::loader_says;
 pub use device::{DeviceDescription, device_description, free_memory, load_cuda, why_no_cuda};
 pub use driver::{Driver, DriverError, GpuDescription};

@@ -33,11 +33,6 @@
 using gan::guarded;
 using gan::last_error;
 
-namespace gan {
-// In convolution.cpp; throws.
-at::Tensor convolve_by_product(const at::Tensor& x, const at::Tensor& weight, bool transposed);
-}  // namespace gan
-
 extern "C" {
 
 const char* gan_last_error() { return last_error.c_str(); }
@@ -77,13 +72,6 @@ void gan_lower_priority() {
 #if defined(__linux__)
   setpriority(PRIO_PROCESS, 0, 19);
 #endif
-}
-
-int gan_convolve_by_product(at::Tensor* x, at::Tensor* weight, int transposed, at::Tensor** out) {
-  return guarded(-1, [&] {
-    *out = new at::Tensor(gan::convolve_by_product(*x, *weight, transposed != 0));
-    return 0;
-  });
 }
 
 // A generator of its own; `cuda` is the index of a CUDA device, or -1 for the CPU.

@@ -14,6 +14,12 @@ unsafe extern "C" {
         transposed: c_int,
         out: *mut *mut C_tensor,
     ) -> c_int;
+    pub(super) fn gan_winograd(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        transposed: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
     pub(super) fn gan_generator_new(cuda: c_int, seed: u64) -> *mut c_void;
     pub(super) fn gan_generator_free(generator: *mut c_void);
     pub(super) fn gan_normal_(

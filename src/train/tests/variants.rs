@@ -30,6 +30,16 @@ fn variants() -> Vec<(&'static str, Model)> {
     };
     vec![
         (
+            "wide enough for Winograd's filtering",
+            with(
+                &|model| {
+                    model.generator_width = 32;
+                    model.discriminator_width = 32;
+                },
+                &small,
+            ),
+        ),
+        (
             "spectral norm without another",
             with(
                 &|model| {

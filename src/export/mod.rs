@@ -2,7 +2,8 @@
 //!
 //! `program` says what a generator computes, as a chain of operations over its state dict;
 //! `onnx` and `script` write that down, each in its own language. Images come out in -1 … 1, and
-//! batch norm uses the running statistics: an image depends on its latent alone. The same generator
+//! batch norm uses the running statistics: an image depends on its own latent, and on what else its
+//! generator is given of it, alone. The same generator
 //! gives the same bytes. This room knows nothing of command lines or of where a state dict comes
 //! from.
 
@@ -12,7 +13,7 @@ mod program;
 mod script;
 
 pub use onnx::to_onnx;
-pub use program::{Operation, Program};
+pub use program::{Given, Operation, Part, Program};
 #[cfg(feature = "torch")]
 pub use script::to_torchscript;
 
@@ -59,19 +60,22 @@ pub enum ExportError {
 mod tests {
     use super::*;
     use crate::checkpoint::{Kind, TensorData};
-    use crate::config::{Model, Precision};
+    use crate::config::{Conditional, Family, HiddenNoise, LatentInput, Model, Precision};
     use crate::model::architecture::Source;
     use crate::model::{Architecture, Input, Network, Statistics, Values, view};
     use tch::Tensor;
 
     /// A small generator, with weights that make pictures of all greys.
     pub(super) struct Example {
+        pub(super) name: &'static str,
         architecture: Architecture,
         parameters: Tensor,
         running: Tensor,
         pub(super) tensors: Vec<TensorData>,
         pub(super) latents: Tensor,
     }
+
+    const COUNT: i64 = 5;
 
     /// Numbers between -1 and 1 without an order.
     fn numbers(count: usize) -> Tensor {
@@ -80,16 +84,82 @@ mod tests {
         Tensor::from_slice(&numbers)
     }
 
+    fn small() -> Model {
+        Model {
+            image_size: 32,
+            channels: 3,
+            latent: 6,
+            generator_width: 4,
+            ..Model::default()
+        }
+    }
+
+    fn points() -> Model {
+        Model {
+            architecture: Family::Mlp,
+            generator_layers: 2,
+            generator_width: 8,
+            ..small()
+        }
+    }
+
+    fn told(model: Model) -> Model {
+        Model {
+            conditional: Conditional::Concatenation,
+            classes: 4,
+            ..model
+        }
+    }
+
     impl Example {
-        pub(super) fn new() -> Self {
-            let model = Model {
-                image_size: 32,
-                channels: 3,
-                latent: 6,
-                generator_width: 4,
-                ..Model::default()
+        pub(super) fn plain() -> Self {
+            Self::new("plain", &small())
+        }
+
+        /// Generators that are given all there is, in all ways.
+        pub(super) fn all() -> Vec<Self> {
+            let split = |model| Model {
+                latent_input: LatentInput::Split,
+                ..model
             };
-            let architecture = Architecture::generator(&model);
+            let noisy = |kind, model| Model {
+                hidden_noise: kind,
+                hidden_noise_strength: 0.3,
+                ..model
+            };
+            let odd = Model {
+                image_size: 28,
+                ..small()
+            };
+            let level = Model {
+                pyramid: true,
+                ..small()
+            };
+            let models = [
+                ("plain", small()),
+                ("28 pixels, labels, split latents", split(told(odd))),
+                ("additive noise", noisy(HiddenNoise::Additive, small())),
+                (
+                    "multiplicative noise, labels",
+                    noisy(HiddenNoise::Multiplicative, told(small())),
+                ),
+                ("a level of a pyramid", level.clone()),
+                (
+                    "a level of a pyramid, labels, split latents, noise",
+                    noisy(HiddenNoise::Additive, split(told(level))),
+                ),
+                ("points", points()),
+                (
+                    "points, labels, split latents, noise",
+                    noisy(HiddenNoise::Multiplicative, split(told(points()))),
+                ),
+            ];
+            let made = models.iter().map(|(name, model)| Self::new(name, model));
+            made.collect()
+        }
+
+        fn new(name: &'static str, model: &Model) -> Self {
+            let architecture = Architecture::generator(model);
             let parameters = numbers(architecture.len()) * 0.5;
             // Variances must not be negative.
             let running = numbers(architecture.running).abs() * 0.3 + 0.05;
@@ -122,11 +192,12 @@ mod tests {
                 });
             }
             Self {
+                name,
                 architecture,
                 parameters,
                 running,
                 tensors,
-                latents: (numbers(30) * 2.0).view([5, 6, 1, 1]),
+                latents: (numbers(30) * 2.0).view([COUNT, 6, 1, 1]),
             }
         }
 
@@ -134,33 +205,66 @@ mod tests {
             Program::new(&self.architecture, &self.tensors).unwrap()
         }
 
-        /// What this program's own generator makes of the latents.
+        /// What it is given, by its names.
+        pub(super) fn given(&self) -> Vec<(&'static str, Tensor)> {
+            let program = self.program();
+            let given = program.given.iter().map(|given| {
+                let value = match *given {
+                    Given::Latents(_) => self.latents.copy(),
+                    Given::Labels(classes) => {
+                        let labels: Vec<i64> =
+                            (0..COUNT).map(|n| (n + 1) % classes as i64).collect();
+                        Tensor::from_slice(&labels)
+                    }
+                    Given::Noise(noise) => {
+                        numbers(COUNT as usize * noise).view([COUNT, noise as i64]) * 1.7
+                    }
+                    Given::Coarse([channels, high, wide]) => {
+                        let numbers = numbers(COUNT as usize * channels * high * wide);
+                        let sides = [channels, high, wide].map(|side| side as i64);
+                        numbers.view([COUNT, sides[0], sides[1], sides[2]]) * 0.9
+                    }
+                };
+                (given.name(), value)
+            });
+            given.collect()
+        }
+
+        /// What this program's own generator makes of them.
         pub(super) fn images(&self) -> Tensor {
             let values = Values {
                 parameters: &self.parameters,
                 running: &self.running,
             };
+            let given = self.given();
+            let named = |wanted| {
+                let found = given.iter().find(|(name, _)| *name == wanted);
+                found.map(|(_, value)| value)
+            };
+            let input = Input {
+                x: &self.latents,
+                labels: named("labels"),
+                noise: named("noise"),
+                coarse: named("coarse"),
+            };
             Network::frozen(&self.architecture, values, Precision::F32)
                 .unwrap()
-                .forward(
-                    Input::from(&self.latents),
-                    Statistics::Running(&self.running),
-                )
+                .forward(input, Statistics::Running(&self.running))
                 .unwrap()
         }
     }
 
-    pub(super) fn near(found: &Tensor, expected: &Tensor) {
-        assert_eq!(found.size(), expected.size());
+    pub(super) fn near(found: &Tensor, expected: &Tensor, name: &str) {
+        assert_eq!(found.size(), expected.size(), "{name}");
         let farthest = |difference: Tensor| difference.abs().max().double_value(&[]);
         assert!(farthest(expected - expected.mean(tch::Kind::Float)) > 0.2);
         let difference = farthest(found - expected);
-        assert!(difference < 1e-5, "{difference}");
+        assert!(difference < 1e-5, "{name}: {difference}");
     }
 
     #[test]
     fn another_generators_weights_are_refused_by_name() {
-        let example = Example::new();
+        let example = Example::plain();
         let refused = |tensors: &[TensorData]| {
             let program = Program::new(&example.architecture, tensors);
             program.unwrap_err().to_string()

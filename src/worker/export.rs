@@ -20,7 +20,9 @@ Example: for onnxruntime, for torch.jit.load, and for load_state_dict of PyTorch
   gan-worker export runs/mnist --out generator.pt
   gan-worker export runs/mnist --out generator.safetensors
 
-TorchScript and ONNX take latents [n, z, 1, 1] and give images [n, c, s, s] in -1 … 1.")]
+TorchScript and ONNX take latents [n, z, 1, 1] and give images [n, c, s, s] in -1 … 1. What else the
+generator is given comes after the latents, in this order: labels [n], integers; noise [n, k] from
+N(0, 1), if it has hidden noise; coarse [n, c, s/2, s/2], for a level of a pyramid.")]
 pub(super) struct Export {
     /// The checkpoint's folder, as in runs/mnist/checkpoints/step-00000500; or a run directory, for
     /// its newest checkpoint.

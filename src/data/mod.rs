@@ -47,6 +47,19 @@ pub struct Dataset {
     shards: Vec<Mutex<Option<Arc<Shard>>>>,
 }
 
+/// The means over squares of `by` × `by` pixels, 0 … 255, of planes of `side` × `side` pixels.
+pub(crate) fn averages(pixels: &[u8], side: usize, by: usize) -> impl Iterator<Item = f32> {
+    let places = move || (0..side / by).flat_map(move |y| (0..side / by).map(move |x| (y, x)));
+    pixels.chunks_exact(side * side).flat_map(move |plane| {
+        places().map(move |(row, column)| {
+            let rows = plane.chunks_exact(side).skip(row * by).take(by);
+            let square = rows.flat_map(|row| &row[column * by..][..by]);
+            let sum: u32 = square.map(|&value| u32::from(value)).sum();
+            sum as f32 / (by * by) as f32
+        })
+    })
+}
+
 /// What one replica trains on in one step.
 #[derive(Clone, PartialEq)]
 pub struct Batch {
@@ -199,16 +212,7 @@ impl Dataset {
                 break;
             };
             index += 1;
-            for plane in sample.pixels.chunks_exact(side * side) {
-                for (row, column) in
-                    (0..side / by).flat_map(|y| (0..side / by).map(move |x| (y, x)))
-                {
-                    let rows = plane.chunks_exact(side).skip(row * by).take(by);
-                    let square = rows.flat_map(|row| &row[column * by..][..by]);
-                    let sum: u32 = square.map(|&value| u32::from(value)).sum();
-                    values.push(sum as f32 / (by * by) as f32 / 127.5 - 1.0);
-                }
-            }
+            values.extend(averages(sample.pixels, side, by).map(|value| value / 127.5 - 1.0));
         }
         Ok(values)
     }

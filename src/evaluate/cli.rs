@@ -1,7 +1,7 @@
 //! `gan-worker evaluate`.
 
 use super::origin::absolute;
-use super::{Crew, EvaluateError, Evaluator, Settings, job_of};
+use super::{Crew, EvaluateError, Evaluator, Level, Settings, job_of};
 use crate::checkpoint;
 use crate::command::{Failure, print};
 use crate::config::{Job, Score};
@@ -40,6 +40,10 @@ pub struct Evaluate {
     /// images, or IDX.
     #[arg(long, value_name = "URI")]
     images: Option<String>,
+    /// The checkpoint of a coarser level, whose images this one refines; the coarsest first [default:
+    /// a level of a pyramid refines the data's own images].
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "images")]
+    coarser: Vec<PathBuf>,
     /// Use the generator's newest weights even if the checkpoint has averaged ones (EMA).
     #[arg(long, alias = "no-ema")]
     raw: bool,
@@ -93,18 +97,22 @@ impl Evaluate {
         // What trains on a CPU computes by the same.
         let _rules = Adopted::new(rules, device).map_err(EvaluateError::from)?;
         let checkpoint = &self.checkpoint;
-        let manifest = checkpoint::read_manifest(checkpoint).map_err(Failure::failed)?;
-        let (averaged, samples_of) = match manifest.ema && !self.raw {
-            true => (true, SamplesOf::Average),
-            false => (false, SamplesOf::Newest),
+        let read = |checkpoint: &PathBuf| -> Result<_, Failure> {
+            let manifest = checkpoint::read_manifest(checkpoint).map_err(Failure::failed)?;
+            let (file, samples_of) = match manifest.ema && !self.raw {
+                true => ("generator_ema", SamplesOf::Average),
+                false => ("generator", SamplesOf::Newest),
+            };
+            let (manifest, tensors) =
+                checkpoint::read_file(checkpoint, file).map_err(Failure::failed)?;
+            Ok((manifest, tensors, samples_of))
         };
-        let file = if averaged {
-            "generator_ema"
-        } else {
-            "generator"
-        };
-        let (manifest, tensors) =
-            checkpoint::read_file(checkpoint, file).map_err(Failure::failed)?;
+        let coarser = self
+            .coarser
+            .iter()
+            .map(read)
+            .collect::<Result<Vec<_>, _>>()?;
+        let (manifest, tensors, samples_of) = read(checkpoint)?;
         let job = job_of(checkpoint, &manifest, self.data.as_deref())?;
         let dataset = open(&job)?;
         let given = match &self.images {
@@ -122,13 +130,19 @@ impl Evaluate {
         let evaluator = Evaluator::prepare(&job, dataset, &settings, &mut say)?;
         let evaluation = match given {
             Some(images) => evaluator.images(images, manifest.step, &manifest.digest)?,
-            None => evaluator.generator(
-                &manifest.model,
-                &tensors,
-                samples_of,
-                manifest.step,
-                &manifest.digest,
-            )?,
+            None => {
+                let coarser = coarser
+                    .iter()
+                    .map(|(manifest, tensors, _)| (manifest, tensors));
+                let levels = coarser.chain([(&manifest, &tensors)]);
+                let levels: Vec<Level<'_>> = levels
+                    .map(|(manifest, tensors)| Level {
+                        model: &manifest.model,
+                        tensors,
+                    })
+                    .collect();
+                evaluator.generator(&levels, samples_of, manifest.step, &manifest.digest)?
+            }
         };
         Ok((evaluation, manifest.data_digest, evaluator.modes()))
     }

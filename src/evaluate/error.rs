@@ -145,6 +145,7 @@ impl EvaluateError {
                 | Self::Refused { .. }
                 | Self::NoFeatures { .. }
                 | Self::NoData { .. }
+                | Self::Train(TrainError::Coarse { .. })
         )
     }
 }

@@ -16,7 +16,7 @@ use crate::model::Latents;
 use crate::random::{Domain, Key};
 use crate::telemetry::evaluations::{Evaluation, Extractor, Protocol, SamplesOf, Scores};
 use crate::torch::TorchError;
-use crate::train::Sampler;
+use crate::train::{self, Pyramid, Sampler};
 use std::path::PathBuf;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor};
@@ -48,6 +48,15 @@ pub struct Settings {
     pub crew: Crew,
 }
 
+/// A generator: its `[model]`, and the tensors of a checkpoint's file.
+#[derive(Clone, Copy, Debug)]
+pub struct Level<'a> {
+    /// Its `[model]`.
+    pub model: &'a Model,
+    /// Its state dict.
+    pub tensors: &'a [TensorData],
+}
+
 /// Ready to score what was trained on one data set.
 #[derive(Debug)]
 pub struct Evaluator {
@@ -55,6 +64,8 @@ pub struct Evaluator {
     device: Device,
     judge: Judge,
     protocol: Protocol,
+    /// The data, of which a level of a pyramid gets coarser images.
+    data: Reals,
     reals: Seen,
     /// Labels of the real samples, for a generator that is told of labels.
     labels: Option<Vec<u32>>,
@@ -111,7 +122,7 @@ impl Evaluator {
             ref crew,
             ..
         } = *settings;
-        let reals = Reals::new(dataset);
+        let reals = Reals::new(dataset, job.data.reduce);
         let samples = samples.min(reals.count());
         check_count(&job.data.uri, samples)?;
         let all: Vec<u64> = (0..reals.count()).collect();
@@ -160,6 +171,7 @@ impl Evaluator {
                     ..extractor
                 },
             },
+            data: reals,
             reals: reals_seen,
             labels: of_compared,
             modes,
@@ -167,15 +179,16 @@ impl Evaluator {
         })
     }
 
-    /// Scores a generator: `tensors` are those of a checkpoint's file, and `digest` and `step` the
-    /// checkpoint's.
+    /// Scores a generator, the last of `levels`; `digest` and `step` are its checkpoint's. Those
+    /// before it are a pyramid's coarser levels, the coarsest first. Where the first refines images,
+    /// it gets those of the data at half the side: in an order of their own, so that few go on from an
+    /// image that they are compared with.
     ///
     /// # Errors
     /// [`EvaluateError`].
     pub fn generator(
         &self,
-        model: &Model,
-        tensors: &[TensorData],
+        levels: &[Level<'_>],
         samples_of: SamplesOf,
         step: Step,
         digest: &str,
@@ -184,30 +197,46 @@ impl Evaluator {
         let seed = self.protocol.seed;
         // What threads may look at; the features of real samples are a tensor, and none of that.
         let (judge, device, labels) = (&self.judge, self.device, self.labels.as_deref());
+        let data = &self.data;
+        let upon_images = levels.first().is_some_and(|level| level.model.pyramid);
+        let order = upon_images.then(|| data.shuffled(seed, draws::REFINED));
         let parts = self.crew.run(
             count.div_ceil(CHUNK),
             || {
-                let sampler = Sampler::new(model, tensors, device)?;
-                Ok((sampler, judge.share(device)?))
+                let level = |level: &Level<'_>| Sampler::new(level.model, level.tensors, device);
+                let samplers = levels.iter().map(level).collect::<Result<_, _>>()?;
+                Ok((Pyramid::of(samplers)?, judge.share(device)?))
             },
-            |(sampler, judge), chunk| {
+            |(generator, judge), chunk| {
                 // All of a chunk is drawn even if fewer are needed: the first of them are the same
                 // whatever the count.
-                let key = Key::new(Domain::Evaluation, &[seed, draws::LATENTS, chunk as u64]);
-                let latents = Latents::of(model, key, CHUNK)?;
-                let wanted = CHUNK.min(count - chunk * CHUNK);
-                // A generator that is told of labels makes as many of each as the data has.
-                let labels = match labels {
-                    Some(labels) => labels[chunk * CHUNK..][..wanted].iter().copied().cycle(),
-                    None => UNLABELLED.iter().copied().cycle(),
+                let latents = |level: u64, model: &Model| {
+                    let chunk = chunk as u64;
+                    let key = match level {
+                        0 => Key::new(Domain::Evaluation, &[seed, draws::LATENTS, chunk]),
+                        _ => Key::new(Domain::Evaluation, &[seed, draws::LATENTS, chunk, level]),
+                    };
+                    Latents::of(model, key, CHUNK)
                 };
-                let labels: Vec<u32> = labels.take(CHUNK).collect();
+                let wanted = CHUNK.min(count - chunk * CHUNK);
+                let refined: Option<Vec<u64>> = order.as_ref().map(|order| {
+                    let numbers = order.iter().cycle().skip(chunk * CHUNK % order.len());
+                    numbers.take(CHUNK).copied().collect()
+                });
+                // Labels are those of the images that it goes on from.
+                let refined = refined.map(|numbers| -> Result<_, EvaluateError> {
+                    Ok((data.coarse(&numbers)?, data.labels(&numbers)?))
+                });
+                let (coarse, given) = refined.transpose()?.unzip();
+                // A generator that is told of labels makes as many of each as the data has.
+                let compared = labels.map(|labels| &labels[chunk * CHUNK..][..wanted]);
+                let given: Option<Vec<u32>> = given.flatten();
+                let labels = given.as_deref().or(compared).unwrap_or(UNLABELLED);
+                let labels: Vec<u32> = labels.iter().copied().cycle().take(CHUNK).collect();
+                let values = generator.values(coarse, latents, &labels)?;
                 let mut samples = match judge.element {
-                    Element::Byte => sampler.sample_of(&latents, &labels)?,
-                    Element::Float => {
-                        let points = sampler.values(&latents, &labels)?;
-                        points.into_iter().flat_map(f32::to_le_bytes).collect()
-                    }
+                    Element::Byte => train::bytes(values),
+                    Element::Float => values.into_iter().flat_map(f32::to_le_bytes).collect(),
                 };
                 samples.truncate(samples.len() / CHUNK * wanted);
                 judge.see(&samples)
@@ -227,7 +256,7 @@ impl Evaluator {
         step: Step,
         digest: &str,
     ) -> Result<Evaluation, EvaluateError> {
-        let images = Reals::new(images);
+        let images = Reals::new(images, self.data.reduce());
         let mut order = images.shuffled(self.protocol.seed, draws::GIVEN);
         order.truncate(self.protocol.samples as usize);
         check_count("the images", order.len() as u64)?;
@@ -297,7 +326,7 @@ impl Judge {
             .as_ref()
             .map(|path| Script::load(path, settings.device))
             .transpose()?;
-        let shape = reals.dataset().sample_shape().map(i64::from);
+        let shape = reals.shape().map(i64::from);
         let element = reals.dataset().element();
         if element == Element::Float {
             let judge = Self {

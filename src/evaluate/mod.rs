@@ -31,7 +31,7 @@ mod tests;
 
 pub use crew::Crew;
 pub use error::EvaluateError;
-pub use evaluator::{Evaluator, Settings};
+pub use evaluator::{Evaluator, Level, Settings};
 pub use origin::job_of;
 
 /// What evaluations draw, the second number of their keys.
@@ -53,6 +53,8 @@ mod draws {
     pub(super) const SPLIT: u64 = 1;
     /// in which order it sees the others,
     pub(super) const PASSES: u64 = 2;
-    /// or which of the images that were given are compared.
+    /// which of the images that were given are compared,
     pub(super) const GIVEN: u64 = 3;
+    /// or from which a level of a pyramid goes on.
+    pub(super) const REFINED: u64 = 4;
 }

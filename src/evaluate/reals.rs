@@ -1,19 +1,31 @@
 //! The data set's samples, in an order of the evaluation's own.
 
 use super::{EvaluateError, draws};
-use crate::data::{DataError, Dataset, Shard};
+use crate::data::{DataError, Dataset, Shard, averages};
 use crate::random::{Domain, Key};
+use std::fmt;
 use std::sync::Arc;
 
-/// A data set, any sample of which can be had by its number.
+/// A data set, any sample of which can be had by its number, as a generator learns of it.
 pub(super) struct Reals {
     dataset: Arc<Dataset>,
+    /// `data.reduce`: images are averaged over squares of so many pixels.
+    reduce: usize,
     /// Number of each shard's first sample.
     starts: Vec<u64>,
 }
 
+impl fmt::Debug for Reals {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reals")
+            .field("data", &self.dataset.digest())
+            .field("reduce", &self.reduce)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Reals {
-    pub(super) fn new(dataset: Arc<Dataset>) -> Self {
+    pub(super) fn new(dataset: Arc<Dataset>, reduce: u32) -> Self {
         let mut next = 0;
         let starts = dataset
             .shard_sizes()
@@ -23,11 +35,20 @@ impl Reals {
                 next - size
             })
             .collect();
-        Self { dataset, starts }
+        Self {
+            dataset,
+            reduce: reduce as usize,
+            starts,
+        }
     }
 
     pub(super) fn dataset(&self) -> &Dataset {
         &self.dataset
+    }
+
+    /// `data.reduce`.
+    pub(super) fn reduce(&self) -> u32 {
+        self.reduce as u32
     }
 
     pub(super) fn count(&self) -> u64 {
@@ -43,14 +64,44 @@ impl Reals {
         order
     }
 
+    /// Of a sample: channels, rows, columns.
+    pub(super) fn shape(&self) -> [u32; 3] {
+        let [channels, high, wide] = self.dataset.sample_shape();
+        let reduce = self.reduce as u32;
+        [channels, high / reduce, wide / reduce]
+    }
+
     /// Pixels of these samples, one after the other.
     pub(super) fn pixels(&self, numbers: &[u64]) -> Result<Vec<u8>, EvaluateError> {
         let mut pixels = Vec::with_capacity(numbers.len() * self.dataset.sample_bytes());
         for &number in numbers {
             let (shard, index) = self.place(number)?;
-            pixels.extend_from_slice(self.sample(&shard, index)?.pixels);
+            let sample = self.sample(&shard, index)?.pixels;
+            match self.reduce {
+                1 => pixels.extend_from_slice(sample),
+                by => pixels.extend(
+                    self.averages(sample, by)
+                        .map(|mean| mean.round_ties_even() as u8),
+                ),
+            }
         }
         Ok(pixels)
+    }
+
+    /// These images at half the side, in -1 … 1: what a level of a pyramid goes on from.
+    pub(super) fn coarse(&self, numbers: &[u64]) -> Result<Vec<f32>, EvaluateError> {
+        let mut values = Vec::new();
+        for &number in numbers {
+            let (shard, index) = self.place(number)?;
+            let sample = self.sample(&shard, index)?.pixels;
+            let means = self.averages(sample, 2 * self.reduce);
+            values.extend(means.map(|mean| mean / 127.5 - 1.0));
+        }
+        Ok(values)
+    }
+
+    fn averages<'a>(&self, pixels: &'a [u8], by: usize) -> impl Iterator<Item = f32> + 'a {
+        averages(pixels, self.dataset.sample_shape()[1] as usize, by)
     }
 
     /// Labels of these samples; none if the data has none.

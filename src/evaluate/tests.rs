@@ -21,7 +21,7 @@ pub(super) fn normal(seed: u64, sides: &[i64]) -> Tensor {
     drawn
 }
 
-use super::{Crew, EvaluateError, Evaluator, Settings};
+use super::{Crew, EvaluateError, Evaluator, Level, Settings};
 use crate::checkpoint::TensorData;
 use crate::config::{Job, Score};
 use crate::data::Dataset;
@@ -113,11 +113,18 @@ fn generator(job: &Job) -> Vec<TensorData> {
     snapshot.files.remove("generator").unwrap()
 }
 
+fn level<'a>(job: &'a Job, tensors: &'a [TensorData]) -> Level<'a> {
+    Level {
+        model: &job.model,
+        tensors,
+    }
+}
+
 fn of_generator(evaluator: &Evaluator, job: &Job) -> Evaluation {
     let tensors = generator(job);
     let newest = SamplesOf::Newest;
     evaluator
-        .generator(&job.model, &tensors, newest, Step(0), "digest")
+        .generator(&[level(job, &tensors)], newest, Step(0), "digest")
         .unwrap()
 }
 
@@ -232,6 +239,52 @@ fn stacked_images_are_told_digit_by_digit() {
     assert!(
         real.scores[&Score::KlUniform] > 1.0,
         "64 triples are not 1000"
+    );
+}
+
+/// A level alone refines the data's own images at half the side; with a coarser level it refines what
+/// that one draws, and a coarser level is compared with the data at its own size.
+#[test]
+fn a_pyramid_is_scored_level_by_level_and_as_a_whole() {
+    let bars = Bars::new(4);
+    let plain = bars.job(&bars.write("data", 200, true));
+    let mut fine = plain.clone();
+    fine.model.pyramid = true;
+    let mut coarse = plain.clone();
+    coarse.model.image_size = 16;
+    coarse.data.reduce = 2;
+    let script = traced(&bars, "rows.pt", |images| {
+        images
+            .mean_dim(&[3i64][..], false, Kind::Float)
+            .flatten(1, 2)
+    });
+    let some = |workers| settings(workers, Some(script.clone()));
+
+    let evaluator = prepare(&fine, &some(1)).unwrap();
+    let alone = of_generator(&evaluator, &fine);
+    assert_eq!(
+        of_generator(&prepare(&fine, &some(3)).unwrap(), &fine),
+        alone
+    );
+    // An untrained level adds nearly nothing to what it is given.
+    let from_nothing = of_generator(&prepare(&plain, &some(2)).unwrap(), &plain);
+    assert!(alone.scores[&Score::Fid] < 0.1 * from_nothing.scores[&Score::Fid]);
+
+    let below = prepare(&coarse, &some(2)).unwrap();
+    let drawn = of_generator(&below, &coarse);
+    let real = below.images(open(&coarse), Step(0), "digest").unwrap();
+    assert!(real.scores[&Score::Fid] < 0.1 * drawn.scores[&Score::Fid]);
+
+    let tensors = [&coarse, &fine].map(generator);
+    let [first, second] = [level(&coarse, &tensors[0]), level(&fine, &tensors[1])];
+    let score =
+        |levels: &[Level<'_>]| evaluator.generator(levels, SamplesOf::Newest, Step(0), "digest");
+    let whole = score(&[first, second]).unwrap();
+    assert!(whole.scores[&Score::Fid] > 10.0 * alone.scores[&Score::Fid]);
+    let error = score(&[second, first]).unwrap_err();
+    assert!(
+        error.is_users() && error.to_string().contains("doesn't refine"),
+        "{error}"
     );
 }
 

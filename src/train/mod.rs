@@ -50,7 +50,7 @@ mod vectors;
 
 pub use error::{Attempt, Mismatch, TrainError};
 pub use pyramid::Pyramid;
-pub use sampler::Sampler;
+pub use sampler::{Sampler, bytes};
 
 use crate::checkpoint::Snapshot;
 use crate::collective::{Collective, Flags};

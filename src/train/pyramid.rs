@@ -1,9 +1,11 @@
 //! A Laplacian pyramid of generators (Denton et al. 2015), from the coarsest to the finest.
 
-use super::{Sampler, TrainError};
+use super::TrainError;
+use super::sampler::{Sampler, bytes};
 use crate::config::Model;
 use crate::model::Latents;
 use crate::random::{Domain, Key};
+use crate::torch::TorchError;
 
 /// Generators, each of which refines what the one before it makes.
 #[derive(Debug)]
@@ -18,16 +20,28 @@ impl Pyramid {
     /// # Errors
     /// [`TrainError::Coarse`], which says which level doesn't fit.
     pub fn new(levels: Vec<Sampler>) -> Result<Self, TrainError> {
-        let wrong = |detail: String| Err(TrainError::Coarse { detail });
-        let Some(first) = levels.first() else {
-            return wrong("a pyramid has at least one level".to_owned());
-        };
+        let pyramid = Self::of(levels)?;
+        let first = &pyramid.levels[0];
         if first.refines() {
-            return wrong(format!(
-                "the coarsest level, of {0}×{0} pixels, refines images itself; name the one below it \
-                 first",
-                first.model().image_size
-            ));
+            return Err(TrainError::Coarse {
+                detail: format!(
+                    "the coarsest level, of {0}×{0} pixels, refines images itself; name the one below \
+                     it first",
+                    first.model().image_size
+                ),
+            });
+        }
+        Ok(pyramid)
+    }
+
+    /// Levels whose first may be one that refines images of somebody else's.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn of(levels: Vec<Sampler>) -> Result<Self, TrainError> {
+        let wrong = |detail: String| Err(TrainError::Coarse { detail });
+        if levels.is_empty() {
+            return wrong("a pyramid has at least one level".to_owned());
         }
         for pair in levels.windows(2) {
             let (below, above) = (pair[0].model(), pair[1].model());
@@ -60,22 +74,38 @@ impl Pyramid {
     /// # Errors
     /// As [`Sampler::refine`].
     pub fn draw(&self, seed: u64, labels: &[u32]) -> Result<Vec<u8>, TrainError> {
-        let mut images: Option<Vec<f32>> = None;
-        for (level, sampler) in (0..).zip(&self.levels) {
+        let latents = |level, model: &Model| {
             let key = match level {
                 0 => Key::new(Domain::Samples, &[seed]),
                 _ => Key::new(Domain::Samples, &[seed, level]),
             };
-            let latents = Latents::first(sampler.model(), key, labels.len())?;
-            images = Some(match images {
+            Latents::first(model, key, labels.len())
+        };
+        Ok(bytes(self.values(None, latents, labels)?))
+    }
+
+    /// What the levels make of coarser images, if the first refines such, of each level's latents and
+    /// of these labels, one each.
+    ///
+    /// # Shapes
+    /// `[labels.len(), c, s, s]` of the finest level, about -1 … 1.
+    ///
+    /// # Errors
+    /// As [`Sampler::refine`].
+    pub fn values(
+        &self,
+        coarse: Option<Vec<f32>>,
+        latents: impl Fn(u64, &Model) -> Result<Latents, TorchError>,
+        labels: &[u32],
+    ) -> Result<Vec<f32>, TrainError> {
+        let mut values = coarse;
+        for (level, sampler) in (0..).zip(&self.levels) {
+            let latents = latents(level, sampler.model())?;
+            values = Some(match values {
                 None => sampler.values(&latents, labels)?,
                 Some(coarse) => sampler.refine(&coarse, &latents, labels)?,
             });
         }
-        Ok(images
-            .unwrap_or_default()
-            .into_iter()
-            .map(super::sampler::byte)
-            .collect())
+        Ok(values.unwrap_or_default())
     }
 }

@@ -367,7 +367,8 @@ impl Sampler {
     }
 }
 
-fn bytes(values: Vec<f32>) -> Vec<u8> {
+/// Values of images, -1 … 1, as 0 … 255.
+pub fn bytes(values: Vec<f32>) -> Vec<u8> {
     values.into_iter().map(byte).collect()
 }
 

@@ -9,7 +9,7 @@ use super::training::Report;
 use crate::checkpoint::{Store, TensorData};
 use crate::config::Score;
 use crate::data::Dataset;
-use crate::evaluate::{Crew, EvaluateError, Evaluator, Settings};
+use crate::evaluate::{Crew, EvaluateError, Evaluator, Level, Settings};
 use crate::ids::{Generation, Step};
 use crate::proto;
 use crate::telemetry::evaluations::{self, Line, SamplesOf};
@@ -246,7 +246,11 @@ impl Scorer {
             ref tensors,
             ..
         } = *candidate;
-        let evaluation = evaluator.generator(&job.model, tensors, samples_of, step, digest)?;
+        let level = Level {
+            model: &job.model,
+            tensors,
+        };
+        let evaluation = evaluator.generator(&[level], samples_of, step, digest)?;
         let took = began.elapsed();
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let line = Line {

@@ -250,6 +250,7 @@ void pixels_back(const Shape& shape, const at::Tensor& matrices, int64_t count, 
   const float* in = matrices.const_data_ptr<float>();
   std::fill_n(large, count * pixels, 0.0f);
   each_tile(shape, count, [&](int64_t image, int64_t row, int64_t column, int64_t tile) {
+    // Where pixels beyond the image's edge go, and nobody looks.
     static thread_local std::vector<float> beyond;
     if (static_cast<int64_t>(beyond.size()) < TILE * shape.large) beyond.resize(TILE * shape.large);
     auto from = rows_of(in, height, width, tile);

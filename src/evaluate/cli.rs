@@ -131,6 +131,13 @@ impl Evaluate {
         let evaluation = match given {
             Some(images) => evaluator.images(images, manifest.step, &manifest.digest)?,
             None => {
+                let first = coarser.first().map_or(&manifest, |(first, ..)| first);
+                if first.model.pyramid {
+                    say(
+                        "note: this level refines the data's own images at half the side; \
+                         --coarser names the levels below",
+                    );
+                }
                 let coarser = coarser
                     .iter()
                     .map(|(manifest, tensors, _)| (manifest, tensors));

@@ -1,11 +1,13 @@
 //! ONNX: a generator for onnxruntime and its like.
-//!
-//! The messages are those of `onnx.proto` (github.com/onnx/onnx, IR version 8), as far as a
-//! generator needs them, with the numbers that it gives their fields.
+
+mod messages;
 
 use super::{ExportError, Given, Operation, Part, Program};
-use crate::checkpoint::TensorData;
 use crate::model::architecture::{BATCH_NORM_MOMENTUM, NORM_EPSILON};
+use messages::{
+    Attribute, FLOAT, Graph, INT64, Model, Node, OperatorSet, Tensor, ValueInfo, constant, float,
+    initializer, integer, integers, text, value,
+};
 use prost::Message;
 
 /// The version of the file's own form.
@@ -268,233 +270,11 @@ impl Writer {
     }
 }
 
-fn constant(name: &str, shape: &[usize], values: impl IntoIterator<Item = f32>) -> Tensor {
-    let bytes = values.into_iter().flat_map(f32::to_le_bytes);
-    Tensor {
-        dims: shape.iter().map(|&side| side as i64).collect(),
-        data_type: Some(FLOAT),
-        name: Some(name.to_owned()),
-        raw_data: Some(bytes.collect()),
-    }
-}
-
-fn initializer(tensor: &TensorData) -> Tensor {
-    Tensor {
-        dims: tensor.shape.iter().map(|&side| side as i64).collect(),
-        data_type: Some(FLOAT),
-        name: Some(tensor.name.clone()),
-        raw_data: Some(tensor.bytes.clone()),
-    }
-}
-
-/// An input or output `[n, …]`.
-fn value(name: &str, element: i32, shape: &[usize]) -> ValueInfo {
-    let fixed = |&side: &usize| Dimension {
-        value: Some(dimension::Value::Number(side as i64)),
-    };
-    let any = Dimension {
-        value: Some(dimension::Value::Name("n".to_owned())),
-    };
-    ValueInfo {
-        name: Some(name.to_owned()),
-        of: Some(Type {
-            tensor: Some(TensorType {
-                element: Some(element),
-                shape: Some(Shape {
-                    dim: std::iter::once(any)
-                        .chain(shape.iter().map(fixed))
-                        .collect(),
-                }),
-            }),
-        }),
-    }
-}
-
-fn attribute(name: &str, kind: i32) -> Attribute {
-    Attribute {
-        name: Some(name.to_owned()),
-        kind: Some(kind),
-        ..Attribute::default()
-    }
-}
-
-fn float(name: &str, value: f32) -> Attribute {
-    Attribute {
-        f: Some(value),
-        ..attribute(name, ATTRIBUTE_FLOAT)
-    }
-}
-
-fn integer(name: &str, value: i64) -> Attribute {
-    Attribute {
-        i: Some(value),
-        ..attribute(name, ATTRIBUTE_INT)
-    }
-}
-
-fn text(name: &str, value: &str) -> Attribute {
-    Attribute {
-        s: Some(value.as_bytes().to_vec()),
-        ..attribute(name, ATTRIBUTE_STRING)
-    }
-}
-
-fn integers(name: &str, values: &[usize]) -> Attribute {
-    Attribute {
-        ints: values.iter().map(|&value| value as i64).collect(),
-        ..attribute(name, ATTRIBUTE_INTS)
-    }
-}
-
-/// `TensorProto.DataType`.
-const FLOAT: i32 = 1;
-const INT64: i32 = 7;
-/// `AttributeProto.AttributeType`.
-const ATTRIBUTE_FLOAT: i32 = 1;
-const ATTRIBUTE_INT: i32 = 2;
-const ATTRIBUTE_STRING: i32 = 3;
-const ATTRIBUTE_INTS: i32 = 7;
-
-/// `ModelProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Model {
-    #[prost(int64, optional, tag = "1")]
-    ir_version: Option<i64>,
-    #[prost(string, optional, tag = "2")]
-    producer_name: Option<String>,
-    #[prost(string, optional, tag = "3")]
-    producer_version: Option<String>,
-    #[prost(string, optional, tag = "6")]
-    doc_string: Option<String>,
-    #[prost(message, optional, tag = "7")]
-    graph: Option<Graph>,
-    #[prost(message, repeated, tag = "8")]
-    opset_import: Vec<OperatorSet>,
-}
-
-/// `OperatorSetIdProto`.
-#[derive(Clone, PartialEq, Message)]
-struct OperatorSet {
-    #[prost(string, optional, tag = "1")]
-    domain: Option<String>,
-    #[prost(int64, optional, tag = "2")]
-    version: Option<i64>,
-}
-
-/// `GraphProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Graph {
-    #[prost(message, repeated, tag = "1")]
-    node: Vec<Node>,
-    #[prost(string, optional, tag = "2")]
-    name: Option<String>,
-    #[prost(message, repeated, tag = "5")]
-    initializer: Vec<Tensor>,
-    #[prost(message, repeated, tag = "11")]
-    input: Vec<ValueInfo>,
-    #[prost(message, repeated, tag = "12")]
-    output: Vec<ValueInfo>,
-}
-
-/// `NodeProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Node {
-    #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, optional, tag = "3")]
-    name: Option<String>,
-    #[prost(string, optional, tag = "4")]
-    op_type: Option<String>,
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<Attribute>,
-}
-
-/// `AttributeProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Attribute {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(float, optional, tag = "2")]
-    f: Option<f32>,
-    #[prost(int64, optional, tag = "3")]
-    i: Option<i64>,
-    #[prost(bytes = "vec", optional, tag = "4")]
-    s: Option<Vec<u8>>,
-    #[prost(int64, repeated, packed = "false", tag = "8")]
-    ints: Vec<i64>,
-    #[prost(int32, optional, tag = "20")]
-    kind: Option<i32>,
-}
-
-/// `TensorProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Tensor {
-    #[prost(int64, repeated, packed = "false", tag = "1")]
-    dims: Vec<i64>,
-    #[prost(int32, optional, tag = "2")]
-    data_type: Option<i32>,
-    #[prost(string, optional, tag = "8")]
-    name: Option<String>,
-    #[prost(bytes = "vec", optional, tag = "9")]
-    raw_data: Option<Vec<u8>>,
-}
-
-/// `ValueInfoProto`.
-#[derive(Clone, PartialEq, Message)]
-struct ValueInfo {
-    #[prost(string, optional, tag = "1")]
-    name: Option<String>,
-    #[prost(message, optional, tag = "2")]
-    of: Option<Type>,
-}
-
-/// `TypeProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Type {
-    #[prost(message, optional, tag = "1")]
-    tensor: Option<TensorType>,
-}
-
-/// `TypeProto.Tensor`.
-#[derive(Clone, PartialEq, Message)]
-struct TensorType {
-    #[prost(int32, optional, tag = "1")]
-    element: Option<i32>,
-    #[prost(message, optional, tag = "2")]
-    shape: Option<Shape>,
-}
-
-/// `TensorShapeProto`.
-#[derive(Clone, PartialEq, Message)]
-struct Shape {
-    #[prost(message, repeated, tag = "1")]
-    dim: Vec<Dimension>,
-}
-
-/// `TensorShapeProto.Dimension`.
-#[derive(Clone, PartialEq, Message)]
-struct Dimension {
-    #[prost(oneof = "dimension::Value", tags = "1, 2")]
-    value: Option<dimension::Value>,
-}
-
-mod dimension {
-    /// A number, or a name for any.
-    #[derive(Clone, PartialEq, prost::Oneof)]
-    pub(super) enum Value {
-        #[prost(int64, tag = "1")]
-        Number(i64),
-        #[prost(string, tag = "2")]
-        Name(String),
-    }
-}
-
 #[cfg(test)]
 #[cfg(feature = "torch")]
 mod tests {
     use super::super::tests::{Example, near};
+    use super::messages::dimension;
     use super::*;
     use std::collections::HashMap;
     use tch::Tensor as Array;

@@ -41,6 +41,7 @@ fn shim() -> Result<(), Box<dyn Error>> {
         "convolution.cpp",
         "winograd.cpp",
         "script.cpp",
+        "convolution.h",
         "guarded.h",
     ] {
         println!("cargo:rerun-if-changed=src/torch/{file}");

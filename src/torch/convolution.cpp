@@ -5,9 +5,8 @@
 // moves the weight back and forth, at a third of the speed of its other kernels. Gathering the
 // 4x4 patches of all images first makes the same sum one product over images and positions.
 
-#include "guarded.h"
+#include "convolution.h"
 
-#include <ATen/ATen.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 namespace {
@@ -15,8 +14,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-// Kernel 4, stride 2, padding 1: all that this file is for.
-constexpr int64_t KERNEL = 4;
+using gan::KERNEL;
 
 // The pixels under the kernel at each of its positions: [n*(h/2)*(w/2), 16*c] from [n, c, h, w].
 at::Tensor patches(const at::Tensor& images) {
@@ -64,19 +62,11 @@ struct Convolution : torch::autograd::Function<Convolution> {
 
 }  // namespace
 
-extern "C" {
-
-int gan_convolve_by_product(at::Tensor* image, at::Tensor* kernels, int transposing, at::Tensor** out) {
-  return gan::guarded(-1, [&] {
-    const at::Tensor &x = *image, &weight = *kernels;
-    const bool transposed = transposing != 0;
-    TORCH_CHECK(weight.dim() == 4 && weight.size(2) == KERNEL && weight.size(3) == KERNEL,
-                "the kernel must be 4x4, found ", weight.sizes());
-    TORCH_CHECK(x.dim() == 4 && (transposed || (x.size(2) % 2 == 0 && x.size(3) % 2 == 0)),
-                "expected images of even sides, found ", x.sizes());
-    *out = new at::Tensor(Convolution::apply(x, weight, transposed));
-    return 0;
+extern "C" int gan_convolve_by_product(at::Tensor* images, at::Tensor* weight, int transposed,
+                                       at::Tensor** out) {
+  return gan::convolve<Convolution>(*images, *weight, transposed != 0, out, [&] {
+    const bool even = images->dim() == 4 && images->size(2) % 2 == 0 && images->size(3) % 2 == 0;
+    TORCH_CHECK(images->dim() == 4 && (transposed || even), "expected images of even sides, found ",
+                images->sizes());
   });
 }
-
-}  // extern "C"

@@ -19,9 +19,8 @@
 //
 // The maps only add and subtract, so that rounding is that of one or two additions more.
 
-#include "guarded.h"
+#include "convolution.h"
 
-#include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/csrc/autograd/custom_function.h>
 
@@ -34,7 +33,7 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-constexpr int64_t KERNEL = 4;
+using gan::KERNEL;
 // Products along a line, and in a tile.
 constexpr int64_t LINE = 3, TILE = LINE * LINE;
 // Outputs of a tile along a line.
@@ -419,24 +418,15 @@ struct Winograd : torch::autograd::Function<Winograd> {
 
 }  // namespace
 
-extern "C" {
-
-int gan_winograd(at::Tensor* image, at::Tensor* kernels, int transposing, at::Tensor** out) {
-  return gan::guarded(-1, [&] {
-    const at::Tensor &x = *image, &weight = *kernels;
-    const bool transposed = transposing != 0;
-    TORCH_CHECK(x.device().is_cpu() && weight.device().is_cpu() && x.scalar_type() == at::kFloat &&
-                    weight.scalar_type() == at::kFloat,
-                "images and weight must be f32 in host memory");
-    TORCH_CHECK(weight.dim() == 4 && weight.size(2) == KERNEL && weight.size(3) == KERNEL,
-                "the kernel must be 4x4, found ", weight.sizes());
-    const int64_t side = transposed ? OUT : SQUARE * OUT, channels = weight.size(transposed ? 0 : 1);
-    TORCH_CHECK(x.dim() == 4 && x.size(0) > 0 && x.size(1) == channels && x.size(2) % side == 0 && x.size(3) % side == 0,
-                "expected images of ", channels, " channels whose sides are multiples of ", side, ", found ",
-                x.sizes());
-    *out = new at::Tensor(Winograd::apply(x, weight, transposed));
-    return 0;
+extern "C" int gan_winograd(at::Tensor* images, at::Tensor* weight, int transposed, at::Tensor** out) {
+  return gan::convolve<Winograd>(*images, *weight, transposed != 0, out, [&] {
+    for (const at::Tensor* tensor : {images, weight})
+      TORCH_CHECK(tensor->device().is_cpu() && tensor->scalar_type() == at::kFloat,
+                  "images and weight must be f32 in host memory");
+    const int64_t side = transposed ? OUT : SQUARE * OUT, channels = weight->size(transposed ? 0 : 1);
+    const bool fit = images->dim() == 4 && images->size(0) > 0 && images->size(1) == channels &&
+                     images->size(2) % side == 0 && images->size(3) % side == 0;
+    TORCH_CHECK(fit, "expected images of ", channels, " channels whose sides are multiples of ", side,
+                ", found ", images->sizes());
   });
 }
-
-}  // extern "C"

@@ -1,13 +1,21 @@
 //! Points of a plane as a picture.
 
-use super::Images;
+use super::{Images, font};
 
 /// Side of a picture of points, pixels.
 const SIDE: u32 = 512;
 
+/// Greys of the lines at round numbers, of those through 0, and of the numbers at their ends.
+const LINE: u8 = 40;
+const AXIS: u8 = 80;
+const NUMBER: u8 = 150;
+
+/// The most lines on one side of 0.
+const MOST_LINES: f32 = 5.0;
+
 /// Draws points, `[n, 2]`, as white dots of 2×2 pixels on black: one picture, whose middle is 0 and
-/// whose sides are `extent` away from it. Points beyond them are left out, and so are points that are
-/// no numbers.
+/// whose sides are `extent` away from it, with grey lines at round numbers. Points beyond the sides
+/// are left out, and so are points that are no numbers.
 pub fn scatter(points: &[f32], extent: f32) -> Images {
     let side = SIDE as usize;
     let mut pixels = vec![0; side * side];
@@ -15,6 +23,7 @@ pub fn scatter(points: &[f32], extent: f32) -> Images {
         let at = (coordinate / extent + 1.0) / 2.0 * SIDE as f32;
         (at >= 0.0 && at < SIDE as f32).then_some(at as usize)
     };
+    rule(&mut pixels, extent, place);
     for &[x, y] in points.as_chunks().0 {
         // Pictures are written from the top, and y grows upwards.
         let (Some(column), Some(row)) = (place(x), place(-y)) else {
@@ -31,6 +40,55 @@ pub fn scatter(points: &[f32], extent: f32) -> Images {
         size: SIDE,
         pixels,
     }
+}
+
+/// Draws lines at round numbers, and the numbers along the left and the lower side.
+fn rule(pixels: &mut [u8], extent: f32, place: impl Fn(f32) -> Option<usize>) {
+    let side = SIDE as usize;
+    let (step, decimals) = step(extent);
+    let lines = (extent / step).floor() as i32;
+    // Those through 0 come last, and so lie above the others.
+    let mut order: Vec<i32> = (-lines..=lines).collect();
+    order.sort_by_key(|line| *line == 0);
+    let places = order
+        .iter()
+        .filter_map(|&line| Some((line, place(line as f32 * step)?)));
+    let places: Vec<(i32, usize)> = places.collect();
+    for &(line, at) in &places {
+        let grey = if line == 0 { AXIS } else { LINE };
+        for along in 0..side {
+            pixels[along * side + at] = grey;
+            // The lower of the middle two rows is 0's, as the right one of the columns is.
+            pixels[at * side + along] = grey;
+        }
+    }
+    let mut write = |text: &str, left: usize, top: usize| {
+        for (x, y) in font::dots(text) {
+            let (column, row) = (left + x as usize, top + y as usize);
+            if column < side && row < side {
+                pixels[row * side + column] = NUMBER;
+            }
+        }
+    };
+    for (line, at) in places {
+        let number = format!("{:.decimals$}", line as f32 * step);
+        write(&number, at + 3, side - font::HEIGHT as usize - 2);
+        if line != 0 {
+            write(&number, 3, side - at + 2);
+        }
+    }
+}
+
+/// The smallest of 1, 2 and 5 times a power of ten that gives few lines, and its decimals.
+fn step(extent: f32) -> (f32, usize) {
+    let least = extent / MOST_LINES;
+    let power = least.log10().floor() as i32;
+    let steps = [(1, power), (2, power), (5, power), (1, power + 1)];
+    let steps = steps.map(|(digit, power)| (digit as f32 * 10f32.powi(power), power));
+    // Rounding must not make a sixth line of five.
+    let enough = |(step, _): &&(f32, i32)| *step >= 0.999 * least;
+    let (step, power) = *steps.iter().find(enough).unwrap_or(&steps[3]);
+    (step, usize::try_from(-power).unwrap_or(0))
 }
 
 /// An extent that has all of these points, and some room around them.
@@ -66,6 +124,29 @@ mod tests {
         assert_eq!(white(&images)[0], (384, 64));
         let outside = [2.5, 0.0, f32::NAN, 0.0, 0.0, f32::INFINITY];
         assert_eq!(white(&scatter(&outside, 2.0)), []);
+    }
+
+    #[test]
+    fn lines_stand_at_round_numbers() {
+        assert_eq!(step(5.0), (1.0, 0));
+        assert_eq!(step(1.25), (0.5, 1));
+        assert_eq!(step(0.04), (0.01, 2));
+        assert_eq!(step(700.0), (200.0, 0));
+        let images = scatter(&[], 2.0);
+        let at = |x: u32, y: u32| images.pixels[(y * SIDE + x) as usize];
+        for (column, grey) in [(0, LINE), (128, LINE), (256, AXIS), (384, LINE), (130, 0)] {
+            assert_eq!(at(column, 20), grey, "column {column}");
+            assert_eq!(at(20, column), if column == 0 { LINE } else { grey });
+        }
+        assert!(images.pixels.contains(&NUMBER));
+        // Small and large ones have lines as well.
+        for extent in [1e-6, 1e6] {
+            let lines = scatter(&[], extent).pixels[20 * SIDE as usize..][..SIDE as usize]
+                .iter()
+                .filter(|pixel| **pixel == LINE)
+                .count();
+            assert!((2..=10).contains(&lines), "{lines}");
+        }
     }
 
     #[test]

@@ -131,13 +131,6 @@ impl Evaluate {
         let evaluation = match given {
             Some(images) => evaluator.images(images, manifest.step, &manifest.digest)?,
             None => {
-                let first = coarser.first().map_or(&manifest, |(first, ..)| first);
-                if first.model.pyramid {
-                    say(
-                        "note: this level refines the data's own images at half the side; \
-                         --coarser names the levels below",
-                    );
-                }
                 let coarser = coarser
                     .iter()
                     .map(|(manifest, tensors, _)| (manifest, tensors));
@@ -196,6 +189,12 @@ fn table(evaluation: &Evaluation, modes: Option<u64>) -> String {
         "step {step}, {}: {} samples, seed {}, against {} real ones",
         protocol.samples_of, protocol.samples, protocol.seed, protocol.reals
     );
+    if protocol.refines_data {
+        let _ = writeln!(
+            out,
+            "a level alone, upon the data's own images at half the side (--coarser names the levels below)"
+        );
+    }
     let extractor = &protocol.extractor;
     if extractor.kind == "none" {
         let _ = writeln!(

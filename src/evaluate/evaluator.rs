@@ -161,6 +161,7 @@ impl Evaluator {
             judge,
             protocol: Protocol {
                 samples_of: SamplesOf::Newest,
+                refines_data: false,
                 samples,
                 seed,
                 data,
@@ -242,7 +243,10 @@ impl Evaluator {
                 judge.see(&samples)
             },
         )?;
-        self.evaluation(Seen::joined(parts)?, samples_of, step, digest)
+        let seen = Seen::joined(parts)?;
+        let mut evaluation = self.evaluation(seen, samples_of, step, digest)?;
+        evaluation.protocol.refines_data = upon_images;
+        Ok(evaluation)
     }
 
     /// Scores images that somebody else has made: as many as the evaluator compares, or all if there

@@ -281,6 +281,8 @@ fn a_pyramid_is_scored_level_by_level_and_as_a_whole() {
         |levels: &[Level<'_>]| evaluator.generator(levels, SamplesOf::Newest, Step(0), "digest");
     let whole = score(&[first, second]).unwrap();
     assert!(whole.scores[&Score::Fid] > 10.0 * alone.scores[&Score::Fid]);
+    // What can't be compared has another protocol, and says so.
+    assert!(alone.protocol.refines_data && !whole.protocol.refines_data);
     let error = score(&[second, first]).unwrap_err();
     assert!(
         error.is_users() && error.to_string().contains("doesn't refine"),

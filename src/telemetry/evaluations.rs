@@ -40,6 +40,9 @@ pub struct Evaluation {
 pub struct Protocol {
     /// Whose samples.
     pub samples_of: SamplesOf,
+    /// Whether a pyramid's level was scored alone, upon the data's own images at half the side.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refines_data: bool,
     /// How many.
     pub samples: u64,
     /// Seed of their latents.
@@ -232,6 +235,7 @@ pub(crate) mod tests {
                     data: "data".to_owned(),
                     reals: 100,
                     floor_samples: 50,
+                    refines_data: false,
                     extractor: Extractor {
                         kind: "classifier".to_owned(),
                         hash: "hash".to_owned(),

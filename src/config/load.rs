@@ -324,6 +324,11 @@ mod tests {
                 &["model.discriminator_width = 4096", "1 to 1024"],
             ),
             (JOB, &["model.latent=4097"], &["model.latent", "1 to 4096"]),
+            (
+                JOB,
+                &["model.latent=7", "model.binary_latents=8"],
+                &["model.binary_latents = 8", "0 to 7"],
+            ),
             (JOB, &["model.kernel=3"], &["model.kernel = 3", "4 or 5"]),
             (
                 JOB,

@@ -28,6 +28,13 @@ pub struct Model {
     /// What z is drawn from. Default `normal`.
     #[serde(skip_serializing_if = "is_default")]
     pub latent_distribution: Distribution,
+    /// How many of z's numbers, its first, are -1 or 1 by the toss of a coin; the others are drawn from
+    /// `latent_distribution`. 0 to `latent`. Default 0. Without them z lies in one piece, and so do
+    /// the samples: a G that is continuous passes through what is between the clusters of its data
+    /// (Khayatkhoei et al. 2018), unless its codes are discrete, like some of InfoGAN's (Chen et al.
+    /// 2016).
+    #[serde(skip_serializing_if = "is_default")]
+    pub binary_latents: u32,
     /// Where z enters the generator. Default `first`.
     #[serde(skip_serializing_if = "is_default")]
     pub latent_input: LatentInput,
@@ -90,6 +97,7 @@ impl Default for Model {
             kernel: 4,
             latent: 100,
             latent_distribution: Distribution::default(),
+            binary_latents: 0,
             latent_input: LatentInput::default(),
             hidden_noise: HiddenNoise::default(),
             hidden_noise_strength: 0.1,
@@ -297,6 +305,12 @@ pub(super) fn check(job: &Job) -> Result<(), Fault> {
         "model.latent",
         model.latent,
         "1 to 4096",
+    )?;
+    require(
+        model.binary_latents <= model.latent,
+        "model.binary_latents",
+        model.binary_latents,
+        format!("0 to {}, the size of model.latent", model.latent),
     )?;
     // The deepest layers of 256×256 pixels are 32 times as wide.
     for (key, value) in [

@@ -167,6 +167,7 @@ mod tests {
             "model.discriminator_norm=none",
             "model.batch_norm=together",
             "model.latent_distribution=uniform",
+            "model.binary_latents=2",
             "model.latent_input=split",
             "model.hidden_noise=additive",
             "model.hidden_noise_strength=0.3",

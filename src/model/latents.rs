@@ -30,11 +30,24 @@ impl Latents {
         })
     }
 
-    /// `count` latents as a job's generator takes them: from `model.latent_distribution`.
+    /// `count` latents as a job's generator takes them: the first `model.binary_latents` numbers of each
+    /// are -1 or 1, the others from `model.latent_distribution`.
     ///
     /// # Errors
     /// [`TorchError`].
     pub fn of(model: &Model, key: Key, count: usize) -> Result<Self, TorchError> {
+        let mut latents = Self::continuous(model, key, count)?;
+        // Both distributions are symmetric, so a number's sign is a coin.
+        for latent in latents.values.chunks_exact_mut(latents.size) {
+            for number in &mut latent[..model.binary_latents as usize] {
+                *number = if *number < 0.0 { -1.0 } else { 1.0 };
+            }
+        }
+        Ok(latents)
+    }
+
+    /// `count` latents from `model.latent_distribution`.
+    fn continuous(model: &Model, key: Key, count: usize) -> Result<Self, TorchError> {
         let size = model.latent as usize;
         match model.latent_distribution {
             Distribution::Normal => Self::draw(key, count, size),
@@ -52,8 +65,8 @@ impl Latents {
         }
     }
 
-    /// The first `count` latents of this key, from `model.latent_distribution`. The n-th is the same
-    /// however many are drawn, as it must be where images are known by their numbers.
+    /// The first `count` latents of this key, as [`of`](Self::of) draws them. The n-th is the same however
+    /// many are drawn, as it must be where images are known by their numbers.
     ///
     /// # Errors
     /// [`TorchError`].
@@ -125,15 +138,17 @@ mod tests {
     #[test]
     fn a_latent_is_the_same_however_many_are_drawn() {
         let key = Key::new(Domain::Samples, &[3]);
-        for (latent, latent_distribution) in [
-            (1, Distribution::Normal),
-            (6, Distribution::Normal),
-            (100, Distribution::Normal),
-            (6, Distribution::Uniform),
+        for (latent, latent_distribution, binary_latents) in [
+            (1, Distribution::Normal, 0),
+            (6, Distribution::Normal, 0),
+            (100, Distribution::Normal, 0),
+            (6, Distribution::Uniform, 0),
+            (6, Distribution::Normal, 4),
         ] {
             let model = Model {
                 latent,
                 latent_distribution,
+                binary_latents,
                 ..Model::default()
             };
             let many = Latents::first(&model, key, 64).unwrap();
@@ -142,6 +157,46 @@ mod tests {
                 assert_eq!(few.count(), count);
                 assert_eq!(few.values(), &many.values()[..count * few.size()]);
             }
+        }
+    }
+
+    #[test]
+    fn binary_latents_are_fair_coins_and_leave_the_others_alone() {
+        let key = Key::new(Domain::Latents, &[5]);
+        for latent_distribution in [Distribution::Normal, Distribution::Uniform] {
+            let drawn = |binary_latents| {
+                let model = Model {
+                    latent: 5,
+                    latent_distribution,
+                    binary_latents,
+                    ..Model::default()
+                };
+                Latents::of(&model, key, 4096).unwrap()
+            };
+            let (plain, binary) = (drawn(0), drawn(3));
+            // Five deviations of a mean of 4096 coins.
+            let most = 5.0 / 64.0;
+            for number in 0..5 {
+                let column = |of: &Latents| -> Vec<f32> {
+                    of.values()
+                        .iter()
+                        .skip(number)
+                        .step_by(5)
+                        .copied()
+                        .collect()
+                };
+                let (was, is) = (column(&plain), column(&binary));
+                if number >= 3 {
+                    assert_eq!(was, is);
+                    continue;
+                }
+                assert!(is.iter().all(|coin| coin.abs() == 1.0));
+                assert!((is.iter().sum::<f32>() / 4096.0).abs() < most);
+            }
+            let both = binary.values().chunks_exact(5).map(|z| z[0] * z[1]);
+            assert!((both.sum::<f32>() / 4096.0).abs() < most, "independent");
+            let all: Vec<f32> = drawn(5).values().to_vec();
+            assert!(all.iter().all(|coin| coin.abs() == 1.0));
         }
     }
 }

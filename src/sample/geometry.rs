@@ -39,10 +39,12 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 ///
 /// That is truncation as StyleGAN has it (Karras et al. 2019, section B). BigGAN's draws numbers
 /// anew until they are below a threshold, which gives other latents for each threshold; here an
-/// image keeps its identity.
-pub fn truncated(latent: &[f32], psi: f64) -> Vec<f32> {
-    let scaled = latent.iter().map(|&z| (f64::from(z) * psi) as f32);
-    scaled.collect()
+/// image keeps its identity. The first `binary` numbers stay: those are -1 or 1, and a generator has
+/// never seen what is between them.
+pub fn truncated(latent: &[f32], binary: usize, psi: f64) -> Vec<f32> {
+    let (codes, numbers) = latent.split_at(binary.min(latent.len()));
+    let scaled = numbers.iter().map(|&z| (f64::from(z) * psi) as f32);
+    codes.iter().copied().chain(scaled).collect()
 }
 
 /// Whether a term is added or taken away.
@@ -128,9 +130,10 @@ mod tests {
     #[test]
     fn truncation_goes_to_the_middle() {
         let z = [0.3, -2.0];
-        assert_eq!(truncated(&z, 1.0), z);
-        assert_eq!(truncated(&z, 0.0), [0.0, 0.0]);
-        assert_eq!(truncated(&z, 0.5), [0.15, -1.0]);
+        assert_eq!(truncated(&z, 0, 1.0), z);
+        assert_eq!(truncated(&z, 0, 0.0), [0.0, 0.0]);
+        assert_eq!(truncated(&z, 0, 0.5), [0.15, -1.0]);
+        assert_eq!(truncated(&[-1.0, 1.0, 3.0], 2, 0.5), [-1.0, 1.0, 1.5]);
     }
 
     #[test]

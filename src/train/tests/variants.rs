@@ -74,11 +74,12 @@ fn variants() -> Vec<(&'static str, Model)> {
             ),
         ),
         (
-            "multiplicative noise, labels by projection, spectral norm beside batch norm",
+            "multiplicative noise, binary latents, labels by projection, spectral norm beside batch norm",
             with(
                 &|model| {
                     model.hidden_noise = HiddenNoise::Multiplicative;
                     model.spectral_norm = true;
+                    model.binary_latents = 2;
                     told(model, Conditional::Projection);
                 },
                 &small,
@@ -116,6 +117,7 @@ fn variants() -> Vec<(&'static str, Model)> {
                     model.latent_input = LatentInput::Split;
                     model.hidden_noise = HiddenNoise::Multiplicative;
                     model.spectral_norm = true;
+                    model.binary_latents = 2;
                     told(model, Conditional::Concatenation);
                 },
                 &point,

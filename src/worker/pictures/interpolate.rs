@@ -1,7 +1,7 @@
 //! `gan-worker interpolate`: from one latent to the next, along the sphere.
 
 use super::picks::Picks;
-use super::source::{Painter, Source, psi, scale, truncate};
+use super::source::{Painter, Source, psi, scale};
 use super::{PictureError, Report, named, progress};
 use crate::command::Failure;
 use crate::sample::{
@@ -72,8 +72,7 @@ impl Interpolate {
             return Err(PictureError::Command(message.to_owned()));
         }
         let painter = self.source.open()?;
-        let mut stops = painter.latents(&self.between)?;
-        truncate(&mut stops, self.truncation);
+        let stops = painter.latents_at(&self.between, self.truncation)?;
         let mut told = Vec::new();
         for out in &outs {
             told.push(match Format::of(out) {

@@ -2,7 +2,7 @@
 //! has learned to draw, or has learned its images by heart.
 
 use super::picks::Picks;
-use super::source::{Source, checkpoint_in, psi, scale, truncate};
+use super::source::{Source, checkpoint_in, psi, scale};
 use super::{PictureError, Report, named, progress};
 use crate::command::Failure;
 use crate::config::Job;
@@ -81,8 +81,7 @@ impl NearestImages {
         if other {
             eprintln!("note: this is not the data that the generator was trained on");
         }
-        let mut latents = painter.latents(&self.images)?;
-        truncate(&mut latents, self.truncation);
+        let latents = painter.latents_at(&self.images, self.truncation)?;
         let samples = painter.paint(&latents)?;
         let bytes = dataset.sample_bytes();
         let most = self

@@ -1,7 +1,7 @@
 //! `gan-worker sample`: a grid of images.
 
 use super::picks::Picks;
-use super::source::{Painter, Source, Weights, psi, scale, truncate};
+use super::source::{Painter, Source, Weights, psi, scale};
 use super::{PictureError, Report, drawing, named};
 use crate::command::Failure;
 use crate::sample::{Format, PADDING, Sheet, grid, write_picture};
@@ -102,8 +102,7 @@ impl Sample {
         let labels = |count| drawing::labels(&painter.sampler, self.source.class, count, columns);
         let images = match batch {
             None => {
-                let mut latents = painter.latents(&picks)?;
-                truncate(&mut latents, self.truncation);
+                let latents = painter.latents_at(&picks, self.truncation)?;
                 painter.paint_of(&latents, &labels(count))?
             }
             Some(batch) => {
@@ -116,8 +115,7 @@ impl Sample {
                         .0
                         .split_off(next as usize),
                 );
-                let mut latents = painter.latents(&filled)?;
-                truncate(&mut latents, self.truncation);
+                let latents = painter.latents_at(&filled, self.truncation)?;
                 let mut images = painter.paint_batches(&latents, &labels(whole), batch as usize)?;
                 let shown = images.pixels.len() / whole as usize * count as usize;
                 images.pixels.truncate(shown);

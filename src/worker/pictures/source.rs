@@ -138,6 +138,32 @@ impl Painter {
         Ok(picks.0.iter().map(latent).collect())
     }
 
+    /// The latents of these images, moved towards the middle of all by ψ.
+    pub(super) fn latents_at(
+        &self,
+        picks: &Picks,
+        psi: f64,
+    ) -> Result<Vec<Vec<f32>>, PictureError> {
+        let latents = self.latents(picks)?;
+        if psi == 1.0 {
+            return Ok(latents);
+        }
+        latents.iter().map(|z| self.truncated(z, psi)).collect()
+    }
+
+    /// A latent that is moved towards the middle of all by ψ.
+    pub(super) fn truncated(&self, latent: &[f32], psi: f64) -> Result<Vec<f32>, PictureError> {
+        let binary = self.sampler.model().binary_latents as usize;
+        if binary == latent.len() {
+            return Err(PictureError::Command(
+                "truncation: all of this generator's latents are -1 or 1 (model.binary_latents), and \
+                 those are not moved"
+                    .to_owned(),
+            ));
+        }
+        Ok(geometry::truncated(latent, binary, psi))
+    }
+
     /// The images of latents, with running statistics: each depends on its own latent only.
     pub(super) fn paint(&self, latents: &[Vec<f32>]) -> Result<Images, PictureError> {
         self.paint_of(latents, &self.labels(latents.len()))
@@ -208,15 +234,6 @@ fn listed(latents: &[Vec<f32>]) -> Result<Latents, PictureError> {
     let size = latents.first().map_or(0, Vec::len);
     Latents::new(size, latents.concat())
         .ok_or_else(|| PictureError::Command("there are no latents".to_owned()))
-}
-
-/// Moves latents towards the middle of all, if told to.
-pub(super) fn truncate(latents: &mut [Vec<f32>], psi: f64) {
-    if psi != 1.0 {
-        for latent in latents {
-            *latent = geometry::truncated(latent, psi);
-        }
-    }
 }
 
 /// A ψ that a person has typed.

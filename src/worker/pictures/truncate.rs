@@ -4,7 +4,7 @@ use super::picks::Picks;
 use super::source::{Source, psi, scale};
 use super::{PictureError, Report, named};
 use crate::command::Failure;
-use crate::sample::{Format, Sheet, geometry, write_picture};
+use crate::sample::{Format, Sheet, write_picture};
 use clap::Args;
 use serde_json::json;
 use std::path::PathBuf;
@@ -49,10 +49,13 @@ impl Truncate {
         Format::expect(&out, &[Format::Png])?;
         let painter = self.source.open()?;
         let whole = painter.latents(&self.images)?;
-        let moved = whole
-            .iter()
-            .flat_map(|z| self.values.iter().map(|&psi| geometry::truncated(z, psi)));
-        let images = painter.paint(&moved.collect::<Vec<_>>())?;
+        let mut moved = Vec::new();
+        for latent in &whole {
+            for &psi in &self.values {
+                moved.push(painter.truncated(latent, psi)?);
+            }
+        }
+        let images = painter.paint(&moved)?;
         let headers = self.values.iter().map(|psi| format!("ψ {psi}"));
         let sheet = Sheet {
             images: &images,

@@ -421,8 +421,41 @@ fn points_are_scattered_over_their_plane() {
     ];
     let run = other_run(&place, "points", &sets);
     let page = sampled(&place, &run, &["--count", "500"]).unwrap();
-    let dots = page.pixels().filter(|pixel| pixel.0 != [0; 3]).count();
+    // Lines and numbers are grey.
+    let dots = page.pixels().filter(|pixel| pixel.0 == [255; 3]).count();
     assert!((10..=4 * 500).contains(&dots), "{dots}");
     let refused = sampled(&place, &run, &["--images", "3"]).unwrap_err();
     assert!(refused.contains("of points"), "{refused}");
+}
+
+/// What lies between the codes of a generator that has seen only -1 and 1 is nothing to draw.
+#[test]
+fn binary_latents_are_not_truncated() {
+    let place = Place::new();
+    let run = other_run(
+        &place,
+        "coins",
+        &["model.latent=4", "model.binary_latents=4"],
+    );
+    sampled(&place, &run, &["--count", "4"]).unwrap();
+    let refused = sampled(&place, &run, &["--truncation", "0.5"]).unwrap_err();
+    assert!(refused.contains("model.binary_latents"), "{refused}");
+    let run = other_run(
+        &place,
+        "some",
+        &["model.latent=4", "model.binary_latents=2"],
+    );
+    let draw = |psi| sampled(&place, &run, &["--count", "64", "--truncation", psi]).unwrap();
+    let cells = |page: image::RgbImage| {
+        let cell = |n: u32| {
+            let (x, y) = (2 + n % 8 * 34, 2 + n / 8 * 34);
+            image::imageops::crop_imm(&page, x, y, 32, 32)
+                .to_image()
+                .into_raw()
+        };
+        let cells: std::collections::BTreeSet<_> = (0..64).map(cell).collect();
+        cells.len()
+    };
+    assert_eq!(cells(draw("0")), 4, "an image for each code is left");
+    assert!(cells(draw("1")) > 4);
 }

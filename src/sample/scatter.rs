@@ -45,7 +45,9 @@ pub fn scatter(points: &[f32], extent: f32) -> Images {
 /// Draws lines at round numbers, and the numbers along the left and the lower side.
 fn rule(pixels: &mut [u8], extent: f32, place: impl Fn(f32) -> Option<usize>) {
     let side = SIDE as usize;
-    let (step, decimals) = step(extent);
+    let Some((step, power)) = step(extent) else {
+        return;
+    };
     let lines = (extent / step).floor() as i32;
     // Those through 0 come last, and so lie above the others.
     let mut order: Vec<i32> = (-lines..=lines).collect();
@@ -71,7 +73,7 @@ fn rule(pixels: &mut [u8], extent: f32, place: impl Fn(f32) -> Option<usize>) {
         }
     };
     for (line, at) in places {
-        let number = format!("{:.decimals$}", line as f32 * step);
+        let number = number(line as f32 * step, power);
         write(&number, at + 3, side - font::HEIGHT as usize - 2);
         if line != 0 {
             write(&number, 3, side - at + 2);
@@ -79,16 +81,31 @@ fn rule(pixels: &mut [u8], extent: f32, place: impl Fn(f32) -> Option<usize>) {
     }
 }
 
-/// The smallest of 1, 2 and 5 times a power of ten that gives few lines, and its decimals.
-fn step(extent: f32) -> (f32, usize) {
+/// The smallest of 1, 2 and 5 times a power of ten that gives few lines, and that power. None where
+/// points are so far away, or so close together, that single precision has no such steps: those of a
+/// run that has diverged, or collapsed.
+fn step(extent: f32) -> Option<(f32, i32)> {
     let least = extent / MOST_LINES;
-    let power = least.log10().floor() as i32;
-    let steps = [(1, power), (2, power), (5, power), (1, power + 1)];
-    let steps = steps.map(|(digit, power)| (digit as f32 * 10f32.powi(power), power));
+    let power = least.log10().floor();
+    if !(-30.0..=30.0).contains(&power) {
+        return None;
+    }
+    let power = power as i32;
+    let steps = [(1.0, power), (2.0, power), (5.0, power), (1.0, power + 1)];
+    let mut steps = steps
+        .map(|(digit, power)| (digit * 10f32.powi(power), power))
+        .into_iter();
     // Rounding must not make a sixth line of five.
-    let enough = |(step, _): &&(f32, i32)| *step >= 0.999 * least;
-    let (step, power) = *steps.iter().find(enough).unwrap_or(&steps[3]);
-    (step, usize::try_from(-power).unwrap_or(0))
+    steps.find(|(step, _)| *step >= 0.999 * least)
+}
+
+/// A multiple of a step, short enough to stand between two lines.
+fn number(value: f32, power: i32) -> String {
+    match power {
+        0..=4 => format!("{value:.0}"),
+        -4..0 => format!("{value:.*}", power.unsigned_abs() as usize),
+        _ => format!("{value:.1e}"),
+    }
 }
 
 /// An extent that has all of these points, and some room around them.
@@ -128,10 +145,13 @@ mod tests {
 
     #[test]
     fn lines_stand_at_round_numbers() {
-        assert_eq!(step(5.0), (1.0, 0));
-        assert_eq!(step(1.25), (0.5, 1));
-        assert_eq!(step(0.04), (0.01, 2));
-        assert_eq!(step(700.0), (200.0, 0));
+        assert_eq!(step(5.0), Some((1.0, 0)));
+        assert_eq!(step(1.25), Some((0.5, -1)));
+        assert_eq!(step(0.04), Some((0.01, -2)));
+        assert_eq!(step(700.0), Some((200.0, 2)));
+        assert_eq!(number(-1.5, -1), "-1.5");
+        assert_eq!(number(400.0, 2), "400");
+        assert_eq!(number(3.0 * 5e-7, -7), "1.5e-6");
         let images = scatter(&[], 2.0);
         let at = |x: u32, y: u32| images.pixels[(y * SIDE + x) as usize];
         for (column, grey) in [(0, LINE), (128, LINE), (256, AXIS), (384, LINE), (130, 0)] {
@@ -146,6 +166,16 @@ mod tests {
                 .filter(|pixel| **pixel == LINE)
                 .count();
             assert!((2..=10).contains(&lines), "{lines}");
+        }
+    }
+
+    /// Of a run that has diverged, or whose points are one.
+    #[test]
+    fn points_at_the_end_of_single_precision_are_drawn_without_lines() {
+        for far in [f32::MAX, 1e-45] {
+            let points = [far, -far];
+            let images = scatter(&points, extent(&points));
+            assert!(!images.pixels.contains(&AXIS), "{far}");
         }
     }
 
